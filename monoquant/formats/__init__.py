@@ -1,0 +1,1 @@
+"""Files: monoquant's own format."""

@@ -1,0 +1,153 @@
+"""monoquant's own file: one safetensors file with canonical tensors, decisions and report."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from monoquant.container import read_container, write_container
+from monoquant.errors import FileError
+from monoquant.formats.filling import PackedAs, fill, misfits
+from monoquant.modules.int4_linear import Int4Linear
+from monoquant.quantizer import QuantResult
+from monoquant.report import QuantReport
+from monoquant.report.plain import dtype_named, to_plain
+from monoquant.source import names_of_modules, persistent_tensors, tensor_identity
+from monoquant.values import Action
+
+FORMAT = "monoquant"
+FORMAT_VERSION = 1
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def save(result: QuantResult, path: str | os.PathLike[str]) -> None:
+    """Write a quantized model to one ``.safetensors`` file, completely or not at all.
+
+    Args:
+        result: What :func:`quantize` or a Quantizer returned.
+        path: Target, ending in ``.safetensors``; an existing file is replaced.
+
+    Raises:
+        FileError: When the target cannot be written, or the model holds state that is not a tensor.
+    """
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        raise FileError(f"{target}: give a name that ends in .safetensors")
+    if not isinstance(result, QuantResult):
+        raise FileError(f"save takes the QuantResult that quantize() returned, not a {type(result).__name__}")
+    changes = _dtype_changes(result, target)
+    tensors, aliases = _without_copies(_state(result.model))
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "dtypes": json.dumps(changes, separators=(",", ":")),
+        "aliases": json.dumps(aliases, separators=(",", ":")),
+        "report": json.dumps(result.report.to_dict(), separators=(",", ":")),
+    }
+    write_container(target, tensors, metadata)
+
+
+def load(path: str | os.PathLike[str], model: M) -> M:
+    """Put a saved quantized model into a freshly built float model of the same architecture.
+
+    Args:
+        path: A file written by :func:`save`.
+        model: The float model, on any device, meta included; it is changed in place, taking the file's dtypes. Its own
+            values do not matter.
+
+    Returns:
+        ``model``, its packed layers turned into Int4Linears.
+
+    Raises:
+        FileError: When the file is damaged, of another format or version, or does not fit the model; ``model`` is
+            then as it was.
+    """
+    tensors, metadata = read_container(Path(path))
+    stored = _parse(path, metadata)
+    state = {**tensors, **{alias: tensors[kept] for alias, kept in stored.aliases.items()}}
+    problems = misfits(model, state, stored.packed)
+    if problems:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise FileError(f"{path} does not fit the model {type(model).__name__}:\n{listed}")
+    fill(model, state, stored.packed)
+    return model
+
+
+def load_report(path: str | os.PathLike[str]) -> QuantReport:
+    """Read the report that is stored in a file.
+
+    Args:
+        path: A file written by :func:`save`.
+
+    Raises:
+        FileError: When the file is damaged or of another format or version.
+    """
+    return _parse(path, read_container(Path(path))[1]).report
+
+
+@attrs.frozen
+class _Stored:
+    report: QuantReport
+    aliases: dict[str, str]
+    packed: dict[str, PackedAs]
+
+
+def _parse(path: str | os.PathLike[str], metadata: dict[str, str]) -> _Stored:
+    if metadata.get("format") != FORMAT:
+        raise FileError(f"{path}: not written by monoquant.save (format {metadata.get('format')!r})")
+    version = metadata.get("format_version")
+    if version != str(FORMAT_VERSION):
+        raise FileError(f"{path}: format version {version}, this monoquant reads version {FORMAT_VERSION}")
+    try:
+        report = QuantReport.from_dict(json.loads(metadata["report"]))
+        dtypes = {name: dtype_named(text) for name, text in json.loads(metadata["dtypes"]).items()}
+        records = report.by_action(Action.QUANTIZE)
+        packed = {
+            record.layer: PackedAs(record.scheme, dtypes.get(record.layer, record.dtype))
+            for record in records
+            if record.scheme is not None
+        }
+        return _Stored(report, json.loads(metadata["aliases"]), packed)
+    except (KeyError, ValueError, TypeError) as error:
+        raise FileError(f"{path}: its metadata cannot be read ({error})") from error
+
+
+def _dtype_changes(result: QuantResult, path: Path) -> dict[str, str]:
+    """Weight dtypes that the caller changed after the run, for instance by ``.half()``."""
+    packed = {name: module for name, module in result.model.named_modules() if isinstance(module, Int4Linear)}
+    reported = {record.layer: record.dtype for record in result.report.by_action(Action.QUANTIZE)}
+    if set(packed) != set(reported):
+        changed = ", ".join(map(repr, sorted(set(packed) ^ set(reported))))
+        raise FileError(f"{path}: the model's packed layers are no longer those of the report: {changed}")
+    now = {name: module.packed_weight.dtype for name, module in packed.items()}
+    return {name: to_plain(dtype) for name, dtype in now.items() if dtype != reported[name]}
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    names = names_of_modules(model)
+    strange = [found[0] for module, found in names.items() if _has_extra_state(module)]
+    if strange:
+        raise FileError(f"extra state cannot be saved, of {', '.join(map(repr, strange))}; keep it in buffers")
+    return persistent_tensors(model)
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
+def _without_copies(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    kept: dict[tuple[object, ...], str] = {}
+    aliases = {}
+    for name, tensor in state.items():
+        first = kept.setdefault(tensor_identity(tensor), name)
+        if first != name:
+            aliases[name] = first
+    # Different views of one storage become tensors of their own: the format knows no shared memory.
+    return {name: state[name].detach().clone(memory_format=torch.contiguous_format) for name in kept.values()}, aliases

@@ -1,0 +1,154 @@
+"""Finding plugins, holding them to the hooks, and collecting what they register."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+import pluggy
+
+from monoquant.checks import WarningCheck
+from monoquant.errors import PluginError
+from monoquant.hooks import builtin, specs
+from monoquant.registry import Registered, Registry
+from monoquant.rules import SkipRule
+from monoquant.values import BUILT_IN, Origin, Scheme
+
+T = TypeVar("T")
+
+ENTRY_POINT_GROUP = "monoquant"
+
+
+class PluginManager:
+    """Holds plugins and asks them for rules and checks.
+
+    Args:
+        discover: Whether to load every installed plugin (entry points of the group ``monoquant``); default True.
+
+    Raises:
+        PluginError: When an installed plugin cannot be loaded or is wrong.
+    """
+
+    def __init__(self, *, discover: bool = True) -> None:
+        self._manager = pluggy.PluginManager(specs.PROJECT)
+        self._manager.add_hookspecs(specs)
+        self._origins: dict[str, Origin] = {}
+        self.register(builtin, BUILT_IN)
+        for entry_point in _installed() if discover else ():
+            self.register(_load(entry_point), _origin(entry_point))
+
+    @property
+    def plugins(self) -> tuple[Origin, ...]:
+        """Registered plugins by name, without monoquant itself."""
+        return tuple(self._origins[name] for name in sorted(self._origins) if name != BUILT_IN.name)
+
+    def register(self, plugin: object, origin: Origin) -> None:
+        """Add a plugin.
+
+        Args:
+            plugin: A module or an object with functions marked by ``hookimpl``.
+            origin: Its name and version, for reports and errors.
+
+        Raises:
+            PluginError: For a doubled name, a hook that does not exist, a missing marker or a wrong argument; the
+                manager stays as it was.
+        """
+        if origin.name in self._origins:
+            raise PluginError(f"plugin {origin}: another plugin is called {origin.name!r} already; remove one of them")
+        _require_instance(plugin, origin)
+        _require_markers(plugin, origin)
+        try:
+            self._manager.register(plugin, name=origin.name)
+            self._manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            if self._manager.has_plugin(origin.name):
+                self._manager.unregister(name=origin.name)
+            raise PluginError(f"plugin {origin}: {error}; the hooks are {', '.join(_hook_names())}") from error
+        self._origins[origin.name] = origin
+
+    def registry(self, scheme: Scheme) -> Registry:
+        """Ask every plugin, once, for what it contributes.
+
+        Args:
+            scheme: What the run quantizes to.
+
+        Returns:
+            Rules and checks with their origins; independent of the order of registration.
+
+        Raises:
+            PluginError: When a hook raises or returns something else than instances of the right class.
+        """
+        return Registry(
+            skip_rules=self._collect("monoquant_register_skip_rules", SkipRule, scheme),  # type: ignore[arg-type]  # abstract
+            warning_checks=self._collect("monoquant_register_warning_checks", WarningCheck, scheme),  # type: ignore[arg-type]  # abstract
+            plugins=self.plugins,
+        )
+
+    def _collect(self, hook: str, kind: type[T], scheme: Scheme) -> tuple[Registered[T], ...]:
+        found: list[Registered[T]] = []
+        for name, origin in self._origins.items():
+            others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name]
+            caller = self._manager.subset_hook_caller(hook, others)
+            try:
+                answers = caller(scheme=scheme)
+            except Exception as error:
+                raise PluginError(f"plugin {origin}: {hook} raised {type(error).__name__}: {error}") from error
+            found += [
+                Registered(value, origin) for answer in answers for value in _instances(answer, kind, hook, origin)
+            ]
+        return tuple(found)
+
+
+def _installed() -> list[EntryPoint]:
+    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry_point: entry_point.name)
+
+
+def _origin(entry_point: EntryPoint) -> Origin:
+    if entry_point.dist is None:
+        return Origin(entry_point.name)
+    return Origin(entry_point.dist.name, entry_point.dist.version)
+
+
+def _load(entry_point: EntryPoint) -> object:
+    try:
+        plugin: object = entry_point.load()
+    except Exception as error:
+        origin = _origin(entry_point)
+        raise PluginError(
+            f"plugin {origin}: its entry point {entry_point.value!r} cannot be imported "
+            f"({type(error).__name__}: {error}); repair or uninstall {origin.name}"
+        ) from error
+    return plugin
+
+
+def _hook_names() -> list[str]:
+    return sorted(name for name in vars(specs) if name.startswith(specs.PREFIX))
+
+
+def _require_instance(plugin: object, origin: Origin) -> None:
+    if isinstance(plugin, type):
+        raise PluginError(f"plugin {origin}: {plugin.__name__} is a class; register a module or an instance")
+
+
+def _require_markers(plugin: object, origin: Origin) -> None:
+    unmarked = [
+        name
+        for name in dir(plugin)
+        if name.startswith(specs.PREFIX) and not hasattr(getattr(plugin, name), f"{specs.PROJECT}_impl")
+    ]
+    if unmarked:
+        raise PluginError(f"plugin {origin}: {', '.join(unmarked)} lacks the marker; put @monoquant.hookimpl above it")
+
+
+def _instances(answer: Any, kind: type[T], hook: str, origin: Origin) -> list[T]:
+    wanted = f"return instances of {kind.__name__} in a list"
+    if not isinstance(answer, Iterable) or isinstance(answer, (str, bytes)):
+        raise PluginError(f"plugin {origin}: {hook} returned {answer!r}; {wanted}")
+    members = list(answer)
+    for member in members:
+        if isinstance(member, type):
+            raise PluginError(f"plugin {origin}: {hook} returned the class {member.__name__}; {wanted}")
+        if not isinstance(member, kind):
+            raise PluginError(f"plugin {origin}: {hook} returned {member!r} in its list; {wanted}")
+    return members

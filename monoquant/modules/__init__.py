@@ -1,0 +1,1 @@
+"""Packed modules: canonical INT4 storage and the layers built on it."""

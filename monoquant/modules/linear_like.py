@@ -1,0 +1,95 @@
+"""Which modules behave like nn.Linear, and how one becomes an Int4Linear without changing its identity."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from monoquant.modules.int4_linear import Int4Linear
+from monoquant.modules.packed_int4 import PackedInt4
+
+PACKABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@attrs.frozen
+class Obstacle:
+    """Why a module cannot be packed.
+
+    Args:
+        reason: What is in the way.
+        remedy: What would make it possible; empty where nothing would.
+    """
+
+    reason: str
+    remedy: str = ""
+
+
+def obstacle_to_packing(module: nn.Module) -> Obstacle | None:
+    """Tell why a module cannot become an Int4Linear.
+
+    Args:
+        module: Any module that owns parameters; meta tensors are fine.
+
+    Returns:
+        None for a Linear (or a subclass that computes what Linear computes), else the obstacle.
+    """
+    kind = type(module).__name__
+    if not isinstance(module, nn.Linear):
+        return _obstacle_of_other_kind(module, kind)
+    if parametrize.is_parametrized(module):
+        remedy = "call torch.nn.utils.parametrize.remove_parametrizations on it first"
+        return Obstacle("its weight is computed by a parametrization", remedy)
+    return _obstacle_in_code(module, kind) or _obstacle_in_tensors(module)
+
+
+def _obstacle_of_other_kind(module: nn.Module, kind: str) -> Obstacle:
+    if all(parameter.dim() < 2 for parameter in module.parameters(recurse=False)):
+        return Obstacle(f"{kind} has no weight matrix")
+    remedy = "rewrite it with nn.Linear, or name it in modules_to_not_convert to keep it in float on purpose"
+    return Obstacle(f"{kind} is not an nn.Linear, and INT4 packs only those", remedy)
+
+
+def _obstacle_in_code(module: nn.Linear, kind: str) -> Obstacle | None:
+    if type(module).forward is not nn.Linear.forward or "forward" in vars(module):
+        return Obstacle(f"{kind} has a forward of its own", "use a plain nn.Linear inside it")
+    if type(module).__call__ is not nn.Module.__call__:
+        return Obstacle(f"{kind} has a __call__ of its own", "use a plain nn.Linear inside it")
+    if isinstance(vars(type(module)).get("weight"), property):
+        return Obstacle(f"{kind} computes its weight in a property", "store the weight as a Parameter")
+    if module._modules:
+        return Obstacle(f"{kind} contains modules: {', '.join(module._modules)}", "use a plain nn.Linear inside it")
+    return None
+
+
+def _obstacle_in_tensors(module: nn.Linear) -> Obstacle | None:
+    tensors = [name for name, value in (*module._parameters.items(), *module._buffers.items()) if value is not None]
+    if "weight" not in tensors or not set(tensors) <= {"weight", "bias"}:
+        remedy = "remove the weight_norm, spectral_norm or pruning that made them so"
+        return Obstacle(f"its tensors are {', '.join(sorted(tensors))} instead of weight and bias", remedy)
+    if tuple(module.weight.shape) != (module.out_features, module.in_features):
+        stated = (module.out_features, module.in_features)
+        return Obstacle(f"its weight has shape {tuple(module.weight.shape)}, not {stated}", "make them agree")
+    if module.weight.numel() == 0:
+        return Obstacle("its weight is empty")
+    if module.weight.dtype not in PACKABLE_DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in PACKABLE_DTYPES)
+        return Obstacle(f"its weight has dtype {module.weight.dtype}", f"convert it to one of {allowed} first")
+    return None
+
+
+def become_int4(module: nn.Module, packed: PackedInt4) -> None:
+    """Turn a Linear into an Int4Linear in place: same object, bias, hooks, flags and extra attributes.
+
+    Changing the class of the live object (as torch does for lazy modules and parametrizations) keeps every reference
+    to the layer valid, also those outside the module tree.
+
+    Args:
+        module: A module for which :func:`obstacle_to_packing` is None.
+        packed: Its weight.
+    """
+    module.__class__ = Int4Linear
+    module._parameters = {name: value for name, value in module._parameters.items() if name != "weight"}
+    module._parameters.setdefault("bias", None)
+    module._modules = {"packed_weight": packed}

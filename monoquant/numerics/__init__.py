@@ -1,0 +1,1 @@
+"""Pure functions on tensors: grouping, affine quantization, nibble packing, SQNR."""

@@ -1,0 +1,107 @@
+"""Group-wise affine INT4: choose scale and zero_point, round to codes, and back.
+
+``w = (q - zero_point) * scale`` with q in 0..15. Scales are rounded *away from zero* to their storage dtype, so that a
+group's range always fits its codes: every value is reproduced to within half a scale, without clipping.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor
+
+from monoquant.numerics.grouping import from_groups, to_groups
+from monoquant.values import Scheme
+
+MAX_CODE = 15
+SYMMETRIC_ZERO_POINT = 8
+
+
+@attrs.frozen(eq=False)
+class GroupCodes:
+    """Integer codes of a matrix with the parameters that give them meaning.
+
+    Args:
+        codes: uint8 ``[rows, columns]``, values 0..15.
+        scale: ``[rows, groups]`` in the scheme's scale dtype; non-zero, negative only when symmetric.
+        zero_point: uint8 ``[rows, groups]``, values 0..15; 8 everywhere when symmetric.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+
+def round_away_from_zero(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast to a narrower float dtype without ever getting smaller in magnitude.
+
+    Args:
+        value: float32 or float64, any shape, finite.
+        dtype: torch.float16, torch.bfloat16 or torch.float32.
+
+    Returns:
+        ``value`` in ``dtype``; inf where the magnitude does not fit.
+    """
+    cast = value.to(dtype)
+    too_small = cast.to(value.dtype).abs() < value.abs()
+    integer = torch.int32 if dtype == torch.float32 else torch.int16
+    # IEEE floats of one sign are ordered like their bit patterns: the next larger magnitude is one bit pattern up.
+    signed_zero = torch.copysign(cast, value.to(dtype))
+    return (signed_zero.view(integer) + too_small.to(integer)).view(dtype)
+
+
+def round_to_nearest(weight: Tensor, scheme: Scheme) -> GroupCodes:
+    """Quantize each group to the nearest codes of its own range.
+
+    Asymmetric: the range from min(w, 0) to max(w, 0) is spread over 0..15, so zero is exact. Symmetric: the value of
+    largest magnitude becomes -8 (the scale takes its sign, as in llama.cpp's Q4_0), unless the other side would clip.
+
+    Args:
+        weight: ``[rows, columns]``, any real float dtype, finite, columns >= 1.
+        scheme: Group size, symmetry and scale dtype.
+
+    Returns:
+        Codes with ``abs(w - dequantize(codes)) <= abs(scale) / 2`` for every element, up to float rounding.
+    """
+    working = weight.to(weight.dtype if weight.dtype == torch.float64 else torch.float32)
+    groups = to_groups(working, scheme.group_size)
+    low = groups.amin(-1, keepdim=True).clamp_max_(0)
+    high = groups.amax(-1, keepdim=True).clamp_min_(0)
+    exact_scale = _symmetric_scale(low, high) if scheme.symmetric else high / MAX_CODE - low / MAX_CODE
+    scale = round_away_from_zero(exact_scale, scheme.scale_dtype)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    step = scale.to(working.dtype)
+    zero_point = torch.full_like(step, SYMMETRIC_ZERO_POINT) if scheme.symmetric else (-low / step).round_()
+    codes = (groups / step).round_().add_(zero_point).clamp_(0, MAX_CODE).to(torch.uint8)
+    return GroupCodes(
+        codes=from_groups(codes, weight.shape[1]),
+        scale=scale.squeeze(-1),
+        zero_point=zero_point.squeeze(-1).clamp_(0, MAX_CODE).to(torch.uint8),
+    )
+
+
+def _symmetric_scale(low: Tensor, high: Tensor) -> Tensor:
+    negative_leads = -low >= high
+    larger = torch.where(negative_leads, -low, high)
+    smaller = torch.where(negative_leads, high, -low)
+    magnitude = torch.maximum(larger / 8, smaller / 7.5)
+    return torch.where(negative_leads, magnitude, -magnitude)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int) -> Tensor:
+    """Float values of codes: ``(q - zero_point) * scale``, computed in float32.
+
+    Args:
+        codes: uint8 ``[rows, columns]``.
+        scale: ``[rows, groups]``, float16, bfloat16 or float32.
+        zero_point: uint8 ``[rows, groups]``, or None for the symmetric 8.
+        group_size: Features per group.
+
+    Returns:
+        float32 ``[rows, columns]``.
+    """
+    columns = codes.shape[1]
+    values = to_groups(codes, group_size).to(torch.float32)
+    values.sub_(SYMMETRIC_ZERO_POINT if zero_point is None else zero_point.to(torch.float32).unsqueeze(-1))
+    values.mul_(scale.to(torch.float32).unsqueeze(-1))
+    return from_groups(values, columns)

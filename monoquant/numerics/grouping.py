@@ -1,0 +1,69 @@
+"""Rows of a weight matrix cut into groups of input features, and into chunks that fit a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 18
+
+
+def group_count(columns: int, group_size: int) -> int:
+    """Number of groups in a row.
+
+    Args:
+        columns: Input features, >= 0.
+        group_size: Features per group, >= 1; the last group may be shorter.
+
+    Returns:
+        ``ceil(columns / group_size)``.
+    """
+    return -(-columns // group_size)
+
+
+def to_groups(matrix: Tensor, group_size: int) -> Tensor:
+    """Cut each row into groups, padding a ragged last group with zeros.
+
+    Args:
+        matrix: ``[rows, columns]``, any dtype.
+        group_size: Features per group; a group longer than a row is as long as the row.
+
+    Returns:
+        ``[rows, groups, min(group_size, columns)]``, same dtype; a view where nothing had to be padded.
+    """
+    rows, columns = matrix.shape
+    width = min(group_size, columns)
+    groups = group_count(columns, width)
+    if groups * width != columns:
+        matrix = torch.nn.functional.pad(matrix, (0, groups * width - columns))
+    return matrix.reshape(rows, groups, width)
+
+
+def from_groups(groups: Tensor, columns: int) -> Tensor:
+    """Undo :func:`to_groups`.
+
+    Args:
+        groups: ``[rows, groups, width]``.
+        columns: Features per row before padding.
+
+    Returns:
+        ``[rows, columns]``, same dtype.
+    """
+    return groups.reshape(groups.shape[0], -1)[:, :columns]
+
+
+def row_chunks(rows: int, columns: int) -> Iterator[slice]:
+    """Consecutive row ranges of about ``CHUNK_ELEMENTS`` elements, so that temporaries stay small.
+
+    Args:
+        rows: Rows of the matrix.
+        columns: Columns of the matrix.
+
+    Yields:
+        Slices that cover ``range(rows)`` in order, each with an even number of rows but for the last.
+    """
+    step = max(2, CHUNK_ELEMENTS // max(columns, 1) // 2 * 2)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

@@ -1,0 +1,42 @@
+"""Bytes of tensors: how many they hold, and a view of them for hashing and writing."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+
+from torch import Tensor
+
+
+def stored_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that tensors really hold, shared memory counted once.
+
+    Args:
+        tensors: Any tensors, on any device, meta included.
+
+    Returns:
+        Bytes. Equal views of one storage count once, different views add up to at most their storage.
+    """
+    views: dict[int, set[tuple[int, int]]] = {}
+    capacity: dict[int, int] = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        capacity[storage._cdata] = storage.nbytes()
+        view = (int(tensor.storage_offset()), tensor.numel() * tensor.element_size())
+        views.setdefault(storage._cdata, set()).add(view)
+    return sum(min(capacity[key], sum(size for _, size in held)) for key, held in views.items())
+
+
+def byte_view(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without a copy.
+
+    Args:
+        tensor: Contiguous CPU tensor; it must outlive the view.
+
+    Returns:
+        A view of ``numel * element_size`` bytes in the machine's byte order.
+    """
+    size = tensor.numel() * tensor.element_size()
+    if size == 0:
+        return memoryview(b"")
+    return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")

@@ -1,0 +1,1 @@
+"""The passes: one file each; copy one to start your own."""

@@ -1,0 +1,61 @@
+"""Turn measurements into findings, and fail the run when the damage is too big."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import attrs
+
+from monoquant.checks import AccuracyGate
+from monoquant.context import QuantContext
+from monoquant.errors import ConfigError
+from monoquant.passes.base import PackPass, Pass
+from monoquant.passes.validation import ValidationPass
+from monoquant.report import QuantizationInfo
+from monoquant.summary import build_report
+from monoquant.verdict import deliver, policy_validator, run_checks
+
+
+def _codes(given: Any) -> frozenset[str]:
+    if isinstance(given, str) or not all(isinstance(code, str) for code in given):
+        raise ConfigError(f"disabled={given!r}: give a list of finding codes, such as ['all-layers-quantized']")
+    return frozenset(given)
+
+
+@attrs.frozen
+class AccuracyWarningPass(Pass):
+    """Run every warning check, built-in and from plugins, and react once.
+
+    Args:
+        on_failure: ``"warn"`` (default) emits one AccuracyWarning, ``"error"`` raises AccuracyError if a finding is
+            CRITICAL, ``"ignore"`` only fills the lists.
+        sqnr_warning_threshold: Layers whose output is below this many dB are worth a warning; default 20.
+        sqnr_error_threshold: Layers below this many dB are CRITICAL; default 10.
+        disabled: Codes of findings to leave out, such as ``"all-layers-quantized"``; default none.
+    """
+
+    follows: ClassVar[tuple[type[Pass], ...]] = (PackPass,)
+    after: ClassVar[tuple[type[Pass], ...]] = (ValidationPass,)
+    single: ClassVar[bool] = True
+
+    on_failure: Literal["error", "warn", "ignore"] = attrs.field(default="warn", validator=policy_validator)
+    sqnr_warning_threshold: float = 20.0
+    sqnr_error_threshold: float = 10.0
+    disabled: frozenset[str] = attrs.field(default=frozenset(), converter=_codes)
+
+    def __attrs_post_init__(self) -> None:
+        _ = self.gate  # refuses bad settings now rather than in the run
+
+    @property
+    def gate(self) -> AccuracyGate:
+        """The thresholds as the checks see them."""
+        return AccuracyGate(self.sqnr_warning_threshold, self.sqnr_error_threshold)
+
+    def run(self, context: QuantContext) -> None:
+        info = QuantizationInfo.from_report(build_report(context))
+        context.report(run_checks(context.registry.warning_checks, info, self.gate, self.disabled))
+        try:
+            deliver(info, build_report(context).findings, self.on_failure)
+        finally:
+            if context.validation is not None:
+                context.validation.warnings.extend(info.warnings)

@@ -1,0 +1,178 @@
+"""Decide which layers stay in float because a rule says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal
+
+import attrs
+from torch import nn
+
+from monoquant.context import QuantContext
+from monoquant.errors import ConfigError, InputError
+from monoquant.passes.base import Pass
+from monoquant.registry import Registered
+from monoquant.rules import (
+    INT4_SKIP_NAMES,
+    INT4_SKIP_THRESHOLD,
+    INT4_SKIP_TYPES,
+    NameRule,
+    SkipRule,
+    ThresholdRule,
+    TypeRule,
+    ask,
+)
+from monoquant.values import BUILT_IN, CALLER, Action, Decision, Finding, Layer, Severity
+
+Types = type[nn.Module] | Iterable[type[nn.Module]]
+Names = str | Iterable[str]
+RegisteredRule = Registered[SkipRule]
+
+
+def _registered(given: Any) -> tuple[RegisteredRule, ...]:
+    members = [given] if isinstance(given, (SkipRule, Registered)) else list(given)
+    rules = [member if isinstance(member, Registered) else Registered(member, CALLER) for member in members]
+    for rule in rules:
+        if not isinstance(rule.value, SkipRule):
+            raise ConfigError(f"{rule.value!r} is not a SkipRule instance; give rules such as NameRule('lm_head')")
+    return tuple(rules)
+
+
+def _check_unmatched(_instance: Any, _attribute: Any, value: Any) -> None:
+    if value not in ("report", "error"):
+        raise ConfigError(f"on_unmatched={value!r}: give 'report' or 'error'")
+
+
+@attrs.frozen
+class SkipSelectionPass(Pass):
+    """Keep layers in float by rule; rules that plugins registered are asked as well.
+
+    Args:
+        rules: A rule, or several of which any may skip a layer; default none.
+        on_unmatched: What to do when a rule of yours, or an entry of it, matches no layer: ``"report"`` (default) it
+            as a finding with the nearest real names, or raise an ``"error"``.
+        replaced_defaults: Default rules that explicit options replaced; layers they would have kept are reported.
+    """
+
+    single: ClassVar[bool] = True
+
+    rules: tuple[RegisteredRule, ...] = attrs.field(default=(), converter=_registered)
+    on_unmatched: Literal["report", "error"] = attrs.field(default="report", validator=_check_unmatched)
+    replaced_defaults: tuple[RegisteredRule, ...] = attrs.field(default=(), converter=_registered)
+
+    @classmethod
+    def from_options(
+        cls,
+        modules_to_not_convert: Names | None = None,
+        skip_layer_types: Types | None = None,
+        skip_layer_names: Names | None = None,
+        skip_param_threshold: int | None = None,
+        *,
+        add_default_skips: bool = False,
+        extra_rules: Iterable[SkipRule] = (),
+        on_unmatched: Literal["report", "error"] = "report",
+    ) -> SkipSelectionPass:
+        """Build the pass from HuggingFace-style options.
+
+        For each option None means its INT4 default; any other value, also ``[]`` or ``0``, replaces that default and
+        no other.
+
+        Args:
+            modules_to_not_convert: Layer names to keep; default ``["lm_head"]``.
+            skip_layer_types: Module classes to keep; default Embedding, EmbeddingBag, LayerNorm, BatchNorm1d
+                and BatchNorm2d.
+            skip_layer_names: Further layer names to keep; default none.
+            skip_param_threshold: Keep layers with strictly fewer parameters; default 512; 0 keeps none.
+            add_default_skips: True: explicit values add to the defaults instead of replacing them.
+            extra_rules: Further rules.
+            on_unmatched: As in the class.
+
+        Raises:
+            ConfigError: For a value of the wrong kind.
+        """
+        options: list[tuple[list[SkipRule], SkipRule | None]] = [
+            (_name_rules(modules_to_not_convert), NameRule(*INT4_SKIP_NAMES)),
+            (_type_rules(skip_layer_types), TypeRule(*INT4_SKIP_TYPES)),
+            (_name_rules(skip_layer_names), None),
+            (_threshold_rules(skip_param_threshold), ThresholdRule(INT4_SKIP_THRESHOLD)),
+        ]
+        given = (modules_to_not_convert, skip_layer_types, skip_layer_names, skip_param_threshold)
+        rules: list[RegisteredRule] = [Registered(rule, CALLER) for rule in extra_rules]
+        replaced: list[RegisteredRule] = []
+        for value, (explicit, default) in zip(given, options, strict=True):
+            rules += [Registered(rule, CALLER) for rule in explicit]
+            if default is not None:
+                kept = value is None or add_default_skips
+                (rules if kept else replaced).append(Registered(default, BUILT_IN))
+        return cls(rules, on_unmatched, replaced)
+
+    def plan(self, context: QuantContext) -> None:
+        asked = (*self.rules, *context.registry.skip_rules)
+        for layer in context.undecided():
+            decision = _first_reason(asked, layer)
+            if decision is not None:
+                context.decide(decision)
+        self._report_unmatched(context, asked)
+        context.report([*_unprotected(self.replaced_defaults, context)])
+
+    def _report_unmatched(self, context: QuantContext, asked: Sequence[RegisteredRule]) -> None:
+        dead = [(entry, rule.origin) for rule in asked for entry in rule.value.unmatched(context.layers)]
+        own = [entry for entry, origin in dead if origin == CALLER]
+        if own and self.on_unmatched == "error":
+            raise InputError(f"skip rules matched no layer: {', '.join(own)}; correct or remove them")
+        context.report([_dead_entry(entry) for entry in own])
+        for origin in dict.fromkeys(origin for _, origin in dead if origin != CALLER):
+            entries = ", ".join(entry for entry, whose in dead if whose == origin)
+            message = f"Skip rules that matched no layer: {entries}."
+            context.report([Finding("rule-unmatched", Severity.INFO, message, origin=origin)])
+
+
+def _first_reason(rules: Iterable[RegisteredRule], layer: Layer) -> Decision | None:
+    for rule in rules:
+        reason = ask(rule.value, layer, rule.origin)
+        if reason is not None:
+            return Decision(layer.name, Action.SKIP, reason, repr(rule.value), rule.origin)
+    return None
+
+
+def _dead_entry(entry: str) -> Finding:
+    message = f"Warning: skip rule {entry} matched no layer."
+    return Finding("rule-unmatched", Severity.WARNING, message, remedy="Correct or remove it.", origin=CALLER)
+
+
+def _unprotected(defaults: Iterable[RegisteredRule], context: QuantContext) -> Iterable[Finding]:
+    for rule in defaults:
+        for layer in context.undecided():
+            reason = rule.value.reason(layer)
+            if reason is not None:
+                message = f"Layer {layer.name!r} is not kept in float: an option replaced the default {rule.value!r}."
+                remedy = "Give add_default_skips=True to keep the defaults as well."
+                yield Finding("default-replaced", Severity.INFO, message, layer.name, remedy)
+
+
+def _name_rules(names: Names | None) -> list[SkipRule]:
+    if names is None:
+        return []
+    entries = [names] if isinstance(names, str) else _listed("layer names", names)
+    return [NameRule(*entries)] if entries else []
+
+
+def _type_rules(types: Types | None) -> list[SkipRule]:
+    if types is None:
+        return []
+    kinds = [types] if isinstance(types, type) else _listed("module classes", types)
+    return [TypeRule(*kinds)] if kinds else []
+
+
+def _threshold_rules(threshold: int | None) -> list[SkipRule]:
+    if threshold is None:
+        return []
+    rule = ThresholdRule(threshold)
+    return [rule] if threshold else []
+
+
+def _listed(what: str, values: Any) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError as error:
+        raise ConfigError(f"{values!r}: give a list of {what}") from error

@@ -1,0 +1,103 @@
+"""Records of a run, frozen: one per layer, the calibration's, the validation's."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from monoquant.values import BUILT_IN, Action, Origin, Scheme
+
+
+@attrs.frozen
+class LayerReport:
+    """One layer: what was decided and why, what it weighs, what it lost.
+
+    Args:
+        layer: Dotted name; ``""`` for the root.
+        kind: Class name.
+        shape: Shape of the weight.
+        parameters: Parameters of its own.
+        action: quantize, skip or unsupported.
+        reason: Why.
+        bytes_before: Bytes of its own parameters and buffers as given.
+        bytes_after: The same in the result.
+        dtype: dtype of the weight as seen from outside; default float32.
+        rule: The rule that said skip, as text.
+        origin: Who decided.
+        remedy: What would make an unsupported layer possible.
+        scheme: Representation of the weight; None if it stayed float.
+        weight_sqnr_db: SQNR of the weight in dB; None if not measured.
+        reference_sqnr_db: What the same scheme reaches on Gaussian weights, in dB.
+        output_sqnr_db: SQNR of the layer's output on calibration inputs in dB; None if none were seen.
+        sample_rows: Calibration input rows the output was measured on.
+        aliases: Further names of the same module.
+    """
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    action: Action
+    reason: str
+    bytes_before: int
+    bytes_after: int
+    dtype: torch.dtype = torch.float32
+    rule: str | None = None
+    origin: Origin = BUILT_IN
+    remedy: str = ""
+    scheme: Scheme | None = None
+    weight_sqnr_db: float | None = None
+    reference_sqnr_db: float | None = None
+    output_sqnr_db: float | None = None
+    sample_rows: int = 0
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The layer's name as people read it: the root is ``(root)``."""
+        return self.layer or "(root)"
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """The SQNR that counts: of the output where it was measured, else of the weight."""
+        return self.weight_sqnr_db if self.output_sqnr_db is None else self.output_sqnr_db
+
+
+@attrs.frozen
+class CalibrationFacts:
+    """What calibration data was seen.
+
+    Args:
+        samples: Samples, the sum of the batches' leading dimensions.
+        batches: Batches.
+        unseen_layers: Layers whose inputs were asked for and that were never called.
+    """
+
+    samples: int
+    batches: int
+    unseen_layers: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class ValidationResult:
+    """The damage, and whether the result holds what it should.
+
+    Args:
+        sqnr_db: Median SQNR of the layers' outputs where outputs were measured, else pooled SQNR of the weights; dB.
+        original_size_mb: MiB of all parameters and buffers before.
+        quantized_size_mb: MiB of all parameters and buffers after.
+        compression_ratio: Before divided by after.
+        load_test_passed: Every packed layer survived saving and loading with bit-equal outputs.
+        weight_range_valid: Every dequantized weight is finite in the layer's dtype.
+        errors: Failed checks, each with its layer.
+        warnings: Texts about lost accuracy.
+    """
+
+    sqnr_db: float | None = None
+    original_size_mb: float | None = None
+    quantized_size_mb: float | None = None
+    compression_ratio: float | None = None
+    load_test_passed: bool = False
+    weight_range_valid: bool = False
+    errors: list[str] = attrs.field(factory=list)
+    warnings: list[str] = attrs.field(factory=list)

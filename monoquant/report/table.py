@@ -1,0 +1,123 @@
+"""The report as text: a summary, a table with the worst layers first, the findings."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from monoquant.report.records import LayerReport
+from monoquant.values import BUILT_IN, Action, Finding
+
+if TYPE_CHECKING:
+    from monoquant.report.quant_report import QuantReport
+
+HEADINGS = ("layer", "decision", "before", "after", "weight dB", "output dB", "why")
+_ORDER = {Action.QUANTIZE: 0, Action.UNSUPPORTED: 1, Action.SKIP: 2}
+
+
+def format_bytes(count: float) -> str:
+    """Bytes with a binary unit, for people.
+
+    Args:
+        count: Bytes, >= 0.
+
+    Returns:
+        For example ``"512 B"``, ``"2.0 KiB"``, ``"1.3 MiB"``.
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def format_db(value: float | None) -> str:
+    """Decibels with two decimals; ``-`` where nothing was measured.
+
+    Args:
+        value: dB, may be inf or nan, or None.
+    """
+    return "-" if value is None else f"{value:.2f}"
+
+
+def worst_first(records: tuple[LayerReport, ...]) -> list[LayerReport]:
+    """Quantized layers by rising SQNR, then unsupported and skipped ones by falling size.
+
+    Args:
+        records: Layer records in any order.
+    """
+    return sorted(records, key=_rank)
+
+
+def _rank(record: LayerReport) -> tuple[int, float, int]:
+    sqnr = record.sqnr_db
+    damage = math.inf if sqnr is None else (-math.inf if math.isnan(sqnr) else sqnr)
+    return (_ORDER[record.action], damage, -record.bytes_after)
+
+
+def render(report: QuantReport) -> str:
+    """The whole report as text, some lines wide and one line per layer.
+
+    Args:
+        report: The report.
+    """
+    rows = [HEADINGS, *(_row(record) for record in worst_first(report.layers))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS) - 1)]
+    table = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    ]
+    rule = "-" * min(120, max(map(len, table)))
+    return "\n".join([*_summary(report), "", table[0], rule, *table[1:], *_findings(report.findings)])
+
+
+def _row(record: LayerReport) -> tuple[str, ...]:
+    why = f"{record.reason}; {record.remedy}" if record.remedy else record.reason
+    if record.aliases:
+        why += f"; also named {', '.join(record.aliases)}"
+    if record.origin != BUILT_IN:
+        why += f" [{record.origin}]"
+    sizes = format_bytes(record.bytes_before), format_bytes(record.bytes_after)
+    return (record.name, record.action.value, *sizes, *map(format_db, _decibels(record)), why)
+
+
+def _decibels(record: LayerReport) -> tuple[float | None, float | None]:
+    return record.weight_sqnr_db, record.output_sqnr_db
+
+
+def _summary(report: QuantReport) -> list[str]:
+    counts = ", ".join(f"{len(report.by_action(action))} {action.value}" for action in _ORDER)
+    ratio = report.original_bytes / max(report.quantized_bytes, 1)
+    before, after = format_bytes(report.original_bytes), format_bytes(report.quantized_bytes)
+    lines = [f"{report.scheme}: {counts}", f"parameters and buffers: {before} -> {after} ({ratio:.2f}x smaller)"]
+    outputs = [record.output_sqnr_db for record in report.layers if record.output_sqnr_db is not None]
+    if outputs:
+        worst = f"worst {format_db(_smallest(outputs))} dB"
+        lines.append(f"layer outputs: median {format_db(_median_of(report))} dB, {worst} over {len(outputs)} layers")
+    if report.pooled_weight_sqnr_db is not None:
+        weights = [record.weight_sqnr_db for record in report.layers if record.weight_sqnr_db is not None]
+        pooled = format_db(report.pooled_weight_sqnr_db)
+        lines.append(f"weights: pooled {pooled} dB, worst {format_db(_smallest(weights))} dB")
+    if report.calibration is not None:
+        seen = report.calibration
+        lines.append(f"calibration: {seen.samples} samples in {seen.batches} batches")
+    lines.append("with " + ", ".join(f"{name} {version}" for name, version in report.versions))
+    return lines
+
+
+def _median_of(report: QuantReport) -> float | None:
+    return report.validation.sqnr_db if report.validation is not None else None
+
+
+def _smallest(values: list[float]) -> float:
+    return math.nan if any(map(math.isnan, values)) else min(values)
+
+
+def _findings(findings: tuple[Finding, ...]) -> list[str]:
+    if not findings:
+        return ["", "no findings"]
+    return ["", "findings:", *(_finding(finding) for finding in findings)]
+
+
+def _finding(finding: Finding) -> str:
+    origin = "" if finding.origin == BUILT_IN else f" [{finding.origin}]"
+    return f"  {finding.severity.name.lower():<8} {finding.code}: {finding}{origin}"

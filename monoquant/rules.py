@@ -1,0 +1,266 @@
+"""Skip rules: a reason to leave a layer in float, or None."""
+
+from __future__ import annotations
+
+import abc
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+from torch import nn
+
+from monoquant.errors import ConfigError, PluginError
+from monoquant.name_patterns import NamePattern, nearest_names
+from monoquant.values import Layer, Origin
+
+INT4_SKIP_TYPES: Final = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
+INT4_SKIP_NAMES: Final = ("lm_head",)
+INT4_SKIP_THRESHOLD: Final = 512
+
+DEFAULT_INT4_SKIP: Final[Mapping[str, Any]] = types.MappingProxyType(
+    {
+        "skip_types": INT4_SKIP_TYPES,
+        "skip_param_threshold": INT4_SKIP_THRESHOLD,
+        "skip_names": list(INT4_SKIP_NAMES),
+    }
+)
+"""What INT4 leaves in float unless told otherwise, per option of ``SkipSelectionPass.from_options``."""
+
+
+class SkipRule(abc.ABC):
+    """Base of all skip rules; combine them with ``|`` (any), ``&`` (all) and ``~`` (not)."""
+
+    @abc.abstractmethod
+    def reason(self, layer: Layer) -> str | None:
+        """Tell why a layer should stay in float.
+
+        Args:
+            layer: Name, type, shape, parameter count, dtype, ties and ancestors; no tensors.
+
+        Returns:
+            The reason, for a person; None to leave the layer to others.
+        """
+
+    def unmatched(self, layers: Sequence[Layer]) -> list[str]:
+        """Tell which parts of the rule matched no layer at all.
+
+        Args:
+            layers: Every layer of the model.
+
+        Returns:
+            A text for each dead part, such as ``"'mlp' (nearest: 'ffn')"``; empty when all parts are alive.
+        """
+        return [] if any(self.reason(layer) is not None for layer in layers) else [repr(self)]
+
+    def __or__(self, other: SkipRule) -> SkipRule:
+        return AnyRule([self, other])
+
+    def __and__(self, other: SkipRule) -> SkipRule:
+        return AllRule([self, other])
+
+    def __invert__(self) -> SkipRule:
+        return NotRule(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+@attrs.frozen(init=False)
+class TypeRule(SkipRule):
+    """Skip modules of given classes, subclasses included, and all that such a module contains.
+
+    Args:
+        types: One or more subclasses of nn.Module.
+    """
+
+    types: tuple[type, ...]
+
+    def __init__(self, *types: type) -> None:
+        wrong = [kind for kind in types if not (isinstance(kind, type) and issubclass(kind, nn.Module))]
+        if wrong or not types:
+            raise ConfigError(f"TypeRule{types!r}: give one or more module classes, such as TypeRule(nn.Embedding)")
+        self.__attrs_init__(tuple(dict.fromkeys(types)))
+
+    def reason(self, layer: Layer) -> str | None:
+        for kind in self.types:
+            reason = _reason_for_type(kind, layer)
+            if reason:
+                return reason
+        return None
+
+    def unmatched(self, layers: Sequence[Layer]) -> list[str]:
+        return [kind.__name__ for kind in self.types if not any(_reason_for_type(kind, layer) for layer in layers)]
+
+    def __repr__(self) -> str:
+        return f"TypeRule({', '.join(kind.__name__ for kind in self.types)})"
+
+
+def _reason_for_type(kind: type, layer: Layer) -> str | None:
+    if issubclass(layer.type, kind):
+        exact = layer.type is kind
+        return f"type is {kind.__name__}" if exact else f"type {layer.type.__name__} is a {kind.__name__}"
+    for ancestor in layer.ancestors:
+        if issubclass(ancestor.type, kind):
+            return f"inside {ancestor.name or 'the root'!r}, a {kind.__name__}"
+    return None
+
+
+@attrs.frozen(init=False)
+class NameRule(SkipRule):
+    """Skip layers by name, under any of their names.
+
+    Args:
+        entries: One or more entries as :class:`~monoquant.name_patterns.NamePattern` explains them.
+    """
+
+    patterns: tuple[NamePattern, ...]
+
+    def __init__(self, *entries: str) -> None:
+        if not entries:
+            raise ConfigError("NameRule(): give one or more names, such as NameRule('lm_head', '*.gate')")
+        self.__attrs_init__(tuple(NamePattern(entry) for entry in dict.fromkeys(entries)))
+
+    def reason(self, layer: Layer) -> str | None:
+        for pattern in self.patterns:
+            if any(pattern.matches(name) for name in layer.names):
+                return f"name matches {pattern.entry!r}"
+        return None
+
+    def unmatched(self, layers: Sequence[Layer]) -> list[str]:
+        names = [name for layer in layers for name in layer.names]
+        dead = [pattern.entry for pattern in self.patterns if not any(map(pattern.matches, names))]
+        return [_with_nearest(entry, names) for entry in dead]
+
+    def __repr__(self) -> str:
+        return f"NameRule({', '.join(repr(pattern.entry) for pattern in self.patterns)})"
+
+
+def _with_nearest(entry: str, names: Iterable[str]) -> str:
+    nearest = ", ".join(map(repr, nearest_names(entry, names)))
+    return f"{entry!r} (nearest: {nearest})" if nearest else repr(entry)
+
+
+def _check_threshold(_instance: Any, _attribute: Any, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"skip_param_threshold={value!r}: give a whole number of parameters >= 0 (0 skips nothing)")
+
+
+@attrs.frozen(repr=False)
+class ThresholdRule(SkipRule):
+    """Skip small layers.
+
+    Args:
+        parameters: Layers with strictly fewer parameters of their own than this are skipped; >= 0.
+    """
+
+    parameters: int = attrs.field(validator=_check_threshold)
+
+    def reason(self, layer: Layer) -> str | None:
+        if layer.parameters >= self.parameters:
+            return None
+        return f"{layer.parameters} parameters, fewer than {self.parameters}"
+
+    def __repr__(self) -> str:
+        return f"ThresholdRule({self.parameters})"
+
+
+def _canonical(rules: Iterable[Any]) -> tuple[SkipRule, ...]:
+    members = tuple(rules)
+    wrong = [rule for rule in members if not isinstance(rule, SkipRule)]
+    if wrong:
+        raise ConfigError(f"{wrong[0]!r} is not a SkipRule instance; give rules such as TypeRule(nn.Embedding)")
+    # One order for one set of rules, so that a | b and b | a are the same rule with the same reasons.
+    return tuple(sorted(dict.fromkeys(members), key=repr))
+
+
+@attrs.frozen(repr=False)
+class AnyRule(SkipRule):
+    """Skip what at least one of the rules skips; written ``a | b``.
+
+    Args:
+        rules: The rules, in any order.
+    """
+
+    rules: tuple[SkipRule, ...] = attrs.field(converter=_canonical)
+
+    def reason(self, layer: Layer) -> str | None:
+        reasons = [reason for rule in self.rules if (reason := rule.reason(layer)) is not None]
+        return "; ".join(dict.fromkeys(reasons)) if reasons else None
+
+    def unmatched(self, layers: Sequence[Layer]) -> list[str]:
+        return [dead for rule in self.rules for dead in rule.unmatched(layers)]
+
+    def __repr__(self) -> str:
+        return f"({' | '.join(map(repr, self.rules))})"
+
+
+@attrs.frozen(repr=False)
+class AllRule(SkipRule):
+    """Skip what every one of the rules skips; written ``a & b``.
+
+    Args:
+        rules: The rules, in any order.
+    """
+
+    rules: tuple[SkipRule, ...] = attrs.field(converter=_canonical)
+
+    def reason(self, layer: Layer) -> str | None:
+        reasons = [rule.reason(layer) for rule in self.rules]
+        present = [reason for reason in reasons if reason is not None]
+        return " and ".join(present) if present and len(present) == len(reasons) else None
+
+    def unmatched(self, layers: Sequence[Layer]) -> list[str]:
+        return [dead for rule in self.rules for dead in rule.unmatched(layers)] or super().unmatched(layers)
+
+    def __repr__(self) -> str:
+        return f"({' & '.join(map(repr, self.rules))})"
+
+
+@attrs.frozen(repr=False)
+class NotRule(SkipRule):
+    """Skip what the rule does not skip; written ``~rule``. ``~NameRule("encoder")`` quantizes the encoder only.
+
+    Args:
+        rule: The rule to turn around.
+    """
+
+    rule: SkipRule
+
+    def reason(self, layer: Layer) -> str | None:
+        return f"not selected by {self.rule!r}" if self.rule.reason(layer) is None else None
+
+    def unmatched(self, layers: Sequence[Layer]) -> list[str]:
+        return self.rule.unmatched(layers)
+
+    def __repr__(self) -> str:
+        return f"~{self.rule!r}"
+
+
+def ask(rule: SkipRule, layer: Layer, origin: Origin) -> str | None:
+    """Ask a rule about a layer, and hold it to its contract.
+
+    Args:
+        rule: The rule.
+        layer: The layer.
+        origin: Whose rule it is, for the error.
+
+    Returns:
+        The rule's answer.
+
+    Raises:
+        PluginError: When the answer is neither a non-empty string nor None.
+        Exception: What the rule raises, with a note that names rule, origin and layer.
+    """
+    try:
+        answer = rule.reason(layer)
+    except Exception as error:
+        error.add_note(f"raised by the skip rule {rule!r} of {origin}, asked about layer {layer.name!r}")
+        raise
+    if answer is None or (isinstance(answer, str) and answer):
+        return answer
+    raise PluginError(
+        f"the skip rule {rule!r} of {origin} answered {answer!r} for layer {layer.name!r}: "
+        "return a reason (a non-empty str) to skip the layer, or None",
+        layers=[layer.name],
+    )

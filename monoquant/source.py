@@ -1,0 +1,171 @@
+"""The face of a model towards the pipeline: which layers own parameters, what they share, what contains them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from monoquant.errors import InputError
+from monoquant.modules.packed_int4 import PackedInt4
+from monoquant.values import Ancestor, Layer
+
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
+
+
+def inventory(model: nn.Module) -> tuple[Layer, ...]:
+    """List every module that owns parameters.
+
+    Args:
+        model: Any eager module, on any device; meta tensors are fine.
+
+    Returns:
+        One layer per module in the order of ``named_modules``, modules used under several names once.
+
+    Raises:
+        InputError: For something that is not an eager module, for lazy layers that have no shape yet, and for
+            layers that are quantized already; all of them are named.
+    """
+    _refuse_non_modules(model)
+    names = names_of_modules(model)
+    _refuse_unready(names)
+    owners = {module: found for module, found in names.items() if _owns_parameters(module)}
+    ties = _ties({module: found[0] for module, found in owners.items()})
+    types = {name: type(module) for module, found in names.items() for name in found}
+    wrapped = type(model).__name__ in _WRAPPERS
+    return tuple(_layer(module, found, ties[module], types, wrapped) for module, found in owners.items())
+
+
+def names_of_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """All dotted names of every module.
+
+    Args:
+        model: The root; its name is ``""``.
+
+    Returns:
+        Modules in the order of ``named_modules``, each with its names in that order.
+    """
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
+def tensor_identity(tensor: Tensor) -> tuple[object, ...]:
+    """What two tensors have in common when they are one: storage, offset, shape and stride.
+
+    Args:
+        tensor: Any tensor, on any device, meta included.
+
+    Returns:
+        A key that is equal for the same memory seen the same way, and for nothing else while both tensors live.
+    """
+    if tensor.layout != torch.strided:
+        return (id(tensor),)
+    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
+
+
+def model_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """All parameters and buffers of a model, shared ones once.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        Each tensor object once.
+    """
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def persistent_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a file must hold to restore a model: parameters and persistent buffers by name.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Tensors by dotted name; a module used under several names appears under its first one only.
+    """
+    state: dict[str, Tensor] = {}
+    for module, (name, *_) in names_of_modules(model).items():
+        prefix = f"{name}." if name else ""
+        own = {**module._parameters, **module._buffers}
+        kept = {key: tensor for key, tensor in own.items() if key not in module._non_persistent_buffers_set}
+        state.update({prefix + key: tensor for key, tensor in kept.items() if tensor is not None})
+    return state
+
+
+def _refuse_non_modules(model: object) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("the model is a TorchScript module, whose layers cannot be replaced: give the eager nn.Module")
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise InputError(f"the model is a {kind}: give an nn.Module (state dicts and files are not taken yet)")
+
+
+def _refuse_unready(names: dict[nn.Module, list[str]]) -> None:
+    lazy = [found[0] for module, found in names.items() if _is_lazy(module)]
+    if lazy:
+        text = ", ".join(map(repr, lazy))
+        raise InputError(f"lazy layers have no shape yet: {text}; run the model once on real input first", layers=lazy)
+    packed = [found[0] for module, found in names.items() if _is_quantized(module)]
+    if packed:
+        text = ", ".join(map(repr, packed))
+        raise InputError(f"already quantized: {text}; start again from the float model", layers=packed)
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return any(torch.nn.parameter.is_lazy(tensor) for tensor in _own_tensors(module))
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return isinstance(module, PackedInt4) or type(module).__module__.startswith("torch.ao.nn.quantized")
+
+
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def _owns_parameters(module: nn.Module) -> bool:
+    return any(parameter is not None for parameter in module._parameters.values())
+
+
+def _ties(owners: dict[nn.Module, str]) -> dict[nn.Module, tuple[str, ...]]:
+    holders: dict[object, list[str]] = {}
+    for module, name in owners.items():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(tensor_identity(parameter), []).append(name)
+    tied = {}
+    for module, name in owners.items():
+        keys = [tensor_identity(parameter) for parameter in module.parameters(recurse=False)]
+        tied[module] = tuple(dict.fromkeys(other for key in keys for other in holders[key] if other != name))
+    return tied
+
+
+def _layer(module: nn.Module, names: list[str], ties: tuple[str, ...], types: dict[str, type], wrapped: bool) -> Layer:
+    parameters = dict(module.named_parameters(recurse=False))
+    weight = parameters.get("weight")
+    if weight is None:
+        weight = max(parameters.values(), key=Tensor.numel)
+    aliases = names[1:] + ([name.partition(".")[2] for name in names] if wrapped else [])
+    return Layer(
+        name=names[0],
+        type=type(module),
+        shape=tuple(weight.shape),
+        parameters=sum(parameter.numel() for parameter in parameters.values()),
+        dtype=weight.dtype,
+        aliases=tuple(aliases),
+        ties=ties,
+        ancestors=tuple(Ancestor(name, types[name]) for name in _ancestor_names(names)),
+    )
+
+
+def _ancestor_names(names: Iterable[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".") if name else []
+        found.update(dict.fromkeys(".".join(parts[:end]) for end in range(len(parts))))
+    return list(found)

@@ -1,0 +1,1 @@
+"""For plugin and pass authors."""

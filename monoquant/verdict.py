@@ -1,0 +1,138 @@
+"""From findings to a verdict: texts for people, one warning or one error for the build."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from monoquant.checks import AccuracyGate, WarningCheck
+from monoquant.errors import AccuracyError, AccuracyWarning, ConfigError, PluginError
+from monoquant.registry import Registered
+from monoquant.report import QuantizationInfo
+from monoquant.values import Finding, Severity
+
+POLICIES = ("error", "warn", "ignore")
+_NAMED_LAYERS = 5
+
+
+def require_policy(name: str, value: Any) -> None:
+    """Refuse anything but the three ways to react.
+
+    Args:
+        name: The option's name, for the error.
+        value: What was given.
+
+    Raises:
+        ConfigError: Unless it is ``"error"``, ``"warn"`` or ``"ignore"``.
+    """
+    if value not in POLICIES:
+        raise ConfigError(f"{name}={value!r}: give one of {', '.join(map(repr, POLICIES))}")
+
+
+def policy_validator(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """:func:`require_policy` as a validator of an attrs field."""
+    require_policy(attribute.name, value)
+
+
+def run_checks(
+    checks: Iterable[Registered[WarningCheck]],
+    info: QuantizationInfo,
+    gate: AccuracyGate,
+    disabled: Iterable[str] = (),
+) -> list[Finding]:
+    """Let every check judge a run.
+
+    Args:
+        checks: Checks with their origins.
+        info: The run's summary.
+        gate: Thresholds.
+        disabled: Codes of findings to leave out.
+
+    Returns:
+        Findings, each stamped with its check's origin, worst severity first.
+
+    Raises:
+        PluginError: When a check yields something that is not a Finding.
+        Exception: What a check raises, with a note that names it.
+    """
+    off = frozenset(disabled)
+    found = [finding for check in checks for finding in _findings_of(check, info, gate) if finding.code not in off]
+    return sorted(found, key=lambda finding: -finding.severity)
+
+
+def _findings_of(check: Registered[WarningCheck], info: QuantizationInfo, gate: AccuracyGate) -> list[Finding]:
+    try:
+        found = list(check.value.check(info, gate))
+    except Exception as error:
+        error.add_note(f"raised by the warning check {check.value!r} of {check.origin}")
+        raise
+    wrong = [item for item in found if not isinstance(item, Finding)]
+    if wrong:
+        raise PluginError(f"the warning check {check.value!r} of {check.origin} yielded {wrong[0]!r}: yield Findings")
+    return [_stamped(finding, check) for finding in found]
+
+
+def _stamped(finding: Finding, check: Registered[WarningCheck]) -> Finding:
+    return Finding(finding.code, finding.severity, finding.message, finding.layer, finding.remedy, check.origin)
+
+
+def texts(findings: Sequence[Finding]) -> list[str]:
+    """What people read: one text per kind of finding, further layers named behind the worst.
+
+    Args:
+        findings: Findings, the worst first.
+
+    Returns:
+        A text for each code among the warnings and critical ones.
+    """
+    groups: dict[tuple[str, Severity, str], list[Finding]] = {}
+    for finding in findings:
+        if finding.severity > Severity.INFO:
+            groups.setdefault((finding.code, finding.severity, finding.origin.name), []).append(finding)
+    return [_grouped_text(group) for group in groups.values()]
+
+
+def _grouped_text(group: list[Finding]) -> str:
+    worst, *others = group
+    if not others:
+        return str(worst)
+    named = ", ".join(repr(finding.layer) for finding in others[:_NAMED_LAYERS])
+    rest = f" and {len(others) - _NAMED_LAYERS} more" if len(others) > _NAMED_LAYERS else ""
+    return f"{worst.message} Likewise {named}{rest}. {worst.remedy}".rstrip()
+
+
+def deliver(info: QuantizationInfo, findings: Sequence[Finding], on_failure: str) -> None:
+    """Fill ``info.warnings`` and react once.
+
+    Args:
+        info: The summary; texts it lacks are added to its ``warnings``.
+        findings: All findings, the worst first.
+        on_failure: ``"error"``: raise if one is CRITICAL. ``"warn"``: emit one AccuracyWarning if there is any
+            warning. ``"ignore"``: only fill the list.
+
+    Raises:
+        AccuracyError: See ``on_failure``; names every failing layer, worst first.
+    """
+    told = texts(findings)
+    info.warnings.extend(text for text in told if text not in info.warnings)
+    critical = [finding for finding in findings if finding.severity is Severity.CRITICAL]
+    if critical and on_failure == "error":
+        layers = dict.fromkeys(finding.layer for finding in critical if finding.layer is not None)
+        message = "\n".join(f"- {text}" for text in texts(critical))
+        raise AccuracyError(f"CRITICAL: the quality gate failed\n{message}", layers=layers, info=info)
+    if told and on_failure != "ignore":
+        warnings.warn("\n".join(told), AccuracyWarning, stacklevel=_frames_to_caller())
+
+
+def _frames_to_caller() -> int:
+    """Stack level, seen from the calling function, of the first frame outside monoquant."""
+    package = str(Path(__file__).parent)
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    return max(level - 1, 1)
