@@ -179,7 +179,7 @@ def _remedy(failing: Sequence[LayerReport], info: QuantizationInfo) -> str:
     cost = format_bytes(sum(record.bytes_before - record.bytes_after for record in worst))
     names = [record.layer for record in worst]
     what = "it" if len(failing) == 1 else "them" if len(failing) == len(worst) else "the worst"
-    remedy = f"Keep {what} in float with modules_to_not_convert={names} (+{cost})"
+    remedy = f"Keep {what} in float with skip_layer_names={names} (+{cost})"
     smaller = 32
     scheme = failing[0].scheme
     if scheme is None or scheme.group_size <= smaller:

@@ -25,9 +25,9 @@ _TEMPORARY_SUFFIX = ".monoquant-tmp"
 
 
 def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and metadata to one safetensors file, with a SHA-256 per tensor in the metadata.
+    """Write tensors and metadata to one safetensors file, with hashes of both in the metadata.
 
-    The file appears complete or not at all: it is written to a temporary folder beside the target, flushed to disk
+    There is a SHA-256 per tensor, in the order of the tensors' names, and one over the other metadata. The file appears complete or not at all: it is written to a temporary folder beside the target, flushed to disk
     and renamed.
 
     Args:
@@ -40,7 +40,7 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
     """
     on_disk = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     hashes = {name: hash_of(tensor) for name, tensor in on_disk.items()}
-    texts = {**metadata, HASHES_KEY: json.dumps(hashes, separators=(",", ":"))}
+    texts = {**metadata, HASHES_KEY: " ".join(hashes[name] for name in sorted(hashes))}
     texts[METADATA_HASH_KEY] = _hash_of_texts(texts)
     with _replacement(path) as temporary:
         save_file(on_disk, temporary, metadata=texts)
@@ -94,10 +94,10 @@ def _verify(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
     hashed = {key: text for key, text in metadata.items() if key != METADATA_HASH_KEY}
     if metadata[METADATA_HASH_KEY] != _hash_of_texts(hashed):
         raise FileError(f"{path}: damaged, the metadata differs from its hash; get it again")
-    hashes = json.loads(metadata[HASHES_KEY])
-    if set(hashes) != set(tensors):
-        raise FileError(f"{path}: damaged, its tensors are not the hashed ones; get it again")
-    damaged = [name for name, tensor in tensors.items() if hash_of(tensor) != hashes[name]]
+    hashes = metadata[HASHES_KEY].split()
+    if len(hashes) != len(tensors):
+        raise FileError(f"{path}: damaged, it holds {len(tensors)} tensors and {len(hashes)} hashes; get it again")
+    damaged = [name for name, digest in zip(sorted(tensors), hashes, strict=True) if hash_of(tensors[name]) != digest]
     if damaged:
         raise FileError(f"{path}: damaged, tensors differ from their hashes: {', '.join(damaged)}; get it again")
 

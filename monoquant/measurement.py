@@ -95,7 +95,7 @@ def survives_saving(packed: PackedInt4) -> bool:
     Returns:
         Whether it loads and gives bit-equal outputs.
     """
-    fresh = PackedInt4(packed.rows, packed.columns, packed.scheme, dtype=packed.dtype)
+    fresh = PackedInt4(packed.rows, packed.columns, packed.scheme, dtype=packed.dtype, device="cpu")
     with TemporaryDirectory(prefix="monoquant-") as folder:
         path = Path(folder, "layer.safetensors")
         try:
@@ -103,8 +103,8 @@ def survives_saving(packed: PackedInt4) -> bool:
             fresh.load_state_dict(read_container(path)[0], strict=True)
         except (FileError, RuntimeError):
             return False
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(_PROBE_ROWS, packed.columns, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    probe = torch.randn(_PROBE_ROWS, packed.columns, generator=generator, device="cpu", dtype=torch.float32)
     return torch.equal(_outputs(packed, probe), _outputs(fresh, probe))
 
 

@@ -42,8 +42,8 @@ class RowSampler:
 
     def __init__(self, rows: int) -> None:
         self._limit = rows
-        self._generator = torch.Generator().manual_seed(0)
-        self._keys = torch.empty(0)
+        self._generator = torch.Generator("cpu").manual_seed(0)
+        self._keys = torch.empty(0, device="cpu", dtype=torch.float32)
         self._rows: Tensor | None = None
 
     def update(self, inputs: Tensor) -> None:
@@ -53,7 +53,7 @@ class RowSampler:
             inputs: ``[..., in_features]``; copied as far as kept.
         """
         inputs = inputs.detach().reshape(-1, inputs.shape[-1])
-        keys = torch.rand(inputs.shape[0], generator=self._generator)
+        keys = torch.rand(inputs.shape[0], generator=self._generator, device="cpu", dtype=torch.float32)
         candidates = torch.topk(keys, min(self._limit, len(keys)), largest=False)
         rows = inputs[candidates.indices.to(inputs.device)]
         if self._rows is not None:

@@ -13,10 +13,10 @@ from monoquant.errors import ConfigError, InputError
 from monoquant.passes.base import PackPass, Pass
 from monoquant.registry import Registry
 from monoquant.report import QuantizationInfo, QuantReport
+from monoquant.report.wording import texts
 from monoquant.source import inventory
 from monoquant.summary import build_report
 from monoquant.values import Action, Decision, Scheme, Severity
-from monoquant.verdict import texts
 
 
 @attrs.frozen(eq=False)

@@ -14,10 +14,11 @@ from monoquant.numerics.memory import stored_bytes
 from monoquant.registry import Registered
 from monoquant.report import LayerReport, QuantizationInfo, ValidationResult
 from monoquant.report.info import MEBIBYTE
+from monoquant.report.wording import texts
 from monoquant.source import model_tensors
 from monoquant.summary import headline_sqnr
 from monoquant.values import BUILT_IN, INT4, Action, Severity
-from monoquant.verdict import require_policy, run_checks, texts
+from monoquant.verdict import require_policy, run_checks
 
 
 def validate_quantization(original: nn.Module, quantized: nn.Module, on_failure: str = "error") -> ValidationResult:

@@ -14,10 +14,10 @@ from monoquant.checks import AccuracyGate, WarningCheck
 from monoquant.errors import AccuracyError, AccuracyWarning, ConfigError, PluginError
 from monoquant.registry import Registered
 from monoquant.report import QuantizationInfo
+from monoquant.report.wording import texts
 from monoquant.values import Finding, Severity
 
 POLICIES = ("error", "warn", "ignore")
-_NAMED_LAYERS = 5
 
 
 def require_policy(name: str, value: Any) -> None:
@@ -79,31 +79,6 @@ def _findings_of(check: Registered[WarningCheck], info: QuantizationInfo, gate: 
 
 def _stamped(finding: Finding, check: Registered[WarningCheck]) -> Finding:
     return Finding(finding.code, finding.severity, finding.message, finding.layer, finding.remedy, check.origin)
-
-
-def texts(findings: Sequence[Finding]) -> list[str]:
-    """What people read: one text per kind of finding, further layers named behind the worst.
-
-    Args:
-        findings: Findings, the worst first.
-
-    Returns:
-        A text for each code among the warnings and critical ones.
-    """
-    groups: dict[tuple[str, Severity, str], list[Finding]] = {}
-    for finding in findings:
-        if finding.severity > Severity.INFO:
-            groups.setdefault((finding.code, finding.severity, finding.origin.name), []).append(finding)
-    return [_grouped_text(group) for group in groups.values()]
-
-
-def _grouped_text(group: list[Finding]) -> str:
-    worst, *others = group
-    if not others:
-        return str(worst)
-    named = ", ".join(repr(finding.layer) for finding in others[:_NAMED_LAYERS])
-    rest = f" and {len(others) - _NAMED_LAYERS} more" if len(others) > _NAMED_LAYERS else ""
-    return f"{worst.message} Likewise {named}{rest}. {worst.remedy}".rstrip()
 
 
 def deliver(info: QuantizationInfo, findings: Sequence[Finding], on_failure: str) -> None:

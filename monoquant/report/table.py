@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from monoquant.report.records import LayerReport
+from monoquant.report.wording import grouped
 from monoquant.values import BUILT_IN, Action, Finding
 
 if TYPE_CHECKING:
@@ -115,9 +116,9 @@ def _smallest(values: list[float]) -> float:
 def _findings(findings: tuple[Finding, ...]) -> list[str]:
     if not findings:
         return ["", "no findings"]
-    return ["", "findings:", *(_finding(finding) for finding in findings)]
+    return ["", "findings:", *(_finding(first, text) for first, text in grouped(findings))]
 
 
-def _finding(finding: Finding) -> str:
-    origin = "" if finding.origin == BUILT_IN else f" [{finding.origin}]"
-    return f"  {finding.severity.name.lower():<8} {finding.code}: {finding}{origin}"
+def _finding(first: Finding, text: str) -> str:
+    origin = "" if first.origin == BUILT_IN else f" [{first.origin}]"
+    return f"  {first.severity.name.lower():<8} {first.code}: {text}{origin}"

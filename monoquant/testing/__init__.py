@@ -1,1 +1,4 @@
-"""For plugin and pass authors."""
+"""For plugin and pass authors: :mod:`monoquant.testing.strategies` makes schemes, weights, layers and rules.
+
+Needs the extra ``monoquant[testing]``.
+"""

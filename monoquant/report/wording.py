@@ -1,0 +1,46 @@
+"""Findings in words: one text per kind of finding, however many layers it concerns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from monoquant.values import Finding, Severity
+
+_NAMED_LAYERS = 5
+
+
+def grouped(findings: Iterable[Finding]) -> list[tuple[Finding, str]]:
+    """One text per code, severity and origin; further layers are named behind the first one.
+
+    Findings about the whole model stay apart.
+
+    Args:
+        findings: Findings, the worst first.
+
+    Returns:
+        The first finding of each group with the group's text.
+    """
+    groups: dict[tuple[object, ...], list[Finding]] = {}
+    for finding in findings:
+        subject = finding.message if finding.layer is None else None
+        groups.setdefault((finding.code, finding.severity, finding.origin.name, subject), []).append(finding)
+    return [(group[0], _text(group)) for group in groups.values()]
+
+
+def texts(findings: Iterable[Finding]) -> list[str]:
+    """What people must read: the texts of warnings and critical findings.
+
+    Args:
+        findings: Findings, the worst first.
+    """
+    return [text for first, text in grouped(findings) if first.severity > Severity.INFO]
+
+
+def _text(group: list[Finding]) -> str:
+    worst, *others = group
+    if not others:
+        return str(worst)
+    named = ", ".join(repr(finding.layer) for finding in others[:_NAMED_LAYERS])
+    if len(others) > _NAMED_LAYERS:
+        named += f" and {len(others) - _NAMED_LAYERS} more layers"
+    return f"{worst.message} Likewise {named}. {worst.remedy}".rstrip()

@@ -1,0 +1,317 @@
+"""CalibrationPass: kinds of data, counting, what it leaves behind, what it refuses."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import monoquant as mq
+from monoquant.passes.calibration import describe
+
+
+class Recorder(nn.Module):
+    """Remembers the inputs and the mode that each call saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+        self.seen: list[Any] = []
+        self.modes: list[tuple[bool, bool]] = []
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        self.seen.append((x, scale))
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        return self.linear(x if scale is None else x * scale)
+
+
+def calibrate(data: Any, model: nn.Module | None = None, **options: Any) -> tuple[nn.Module, mq.QuantResult]:
+    """Run a pipeline with calibration; the model given is the one that sees the data."""
+    model = Recorder() if model is None else model
+    passes = [mq.SkipSelectionPass(), mq.CalibrationPass(data, **options), mq.Int4PackPass(), mq.ValidationPass()]
+    return model, mq.Quantizer(passes).run(model)
+
+
+def batches(count: int = 4, size: int = 5) -> list[Tensor]:
+    """Numbered batches, so that order and content are seen."""
+    return [torch.full((size, 32), float(index + 1)) for index in range(count)]
+
+
+KINDS: list[tuple[str, Callable[[], Any]]] = [
+    ("list", lambda: batches()),
+    ("generator", lambda: iter(batches())),
+    ("DataLoader", lambda: DataLoader(torch.cat(batches()), batch_size=5)),
+    ("tuples", lambda: [(batch, torch.ones(5, 1)) for batch in batches()]),
+    ("lists", lambda: [[batch] for batch in batches()]),
+    ("mappings", lambda: [{"x": batch, "scale": torch.ones(5, 1)} for batch in batches()]),
+    ("ordered mappings", lambda: [OrderedDict(scale=torch.ones(5, 1), x=batch) for batch in batches()]),
+]
+
+
+@pytest.mark.parametrize(("kind", "build"), KINDS, ids=[kind for kind, _ in KINDS])
+def test_kinds_of_data(kind: str, build: Callable[[], Any]) -> None:
+    """Tensors are one argument, tuples and lists positional, mappings keywords; every batch arrives in order."""
+    model, result = calibrate(build())
+    assert [float(x[0, 0]) for x, _ in model.seen] == [1, 2, 3, 4]
+    assert result.report.calibration == mq.CalibrationFacts(samples=20, batches=4)
+    assert result.report.layers[0].sample_rows == 20
+
+
+def test_pairs_need_an_explicit_choice() -> None:
+    """(input, label) batches fail with the way out, and work with select or forward."""
+    pairs = DataLoader(TensorDataset(torch.randn(20, 32), torch.arange(20)), batch_size=5)
+    labels_first = [{"label": torch.arange(5), "pixels": torch.ones(5, 32)}]
+
+    class OneInput(nn.Linear):
+        pass
+
+    with pytest.raises(mq.InputError, match=r"batch 0 \(list of Tensor float32 \[5, 32\].*give select=0 or a forward"):
+        calibrate(pairs, OneInput(32, 32))
+    model, result = calibrate(pairs, select=0)
+    assert [scale for _, scale in model.seen] == [None] * 4
+    assert result.info.calibration_samples_used == 20
+    assert calibrate(labels_first, select="pixels")[1].info.calibration_samples_used == 5
+    called = []
+
+    def forward(model: nn.Module, batch: Any) -> None:
+        called.append(batch)
+        model(batch[0])
+
+    assert calibrate(pairs, forward=forward)[1].info.calibration_samples_used == 20
+    assert len(called) == 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), wanted=st.integers(1, 40))
+def test_num_samples_counts_samples(sizes: list[int], wanted: int) -> None:
+    """Exactly min(wanted, available) samples are fed, whatever the batch sizes, and no later batch is drawn."""
+    drawn = []
+
+    def data() -> Iterator[Tensor]:
+        for size in sizes:
+            drawn.append(size)
+            yield torch.ones(size, 32)
+
+    model, result = calibrate(data(), num_samples=wanted)
+    assert result.info.calibration_samples_used == min(wanted, sum(sizes))
+    assert sum(len(x) for x, _ in model.seen) == min(wanted, sum(sizes))
+    assert sum(drawn[:-1]) < wanted
+
+
+def test_the_last_batch_is_cut_only_where_all_tensors_are_batched() -> None:
+    """A batch with a tensor that has no sample dimension is used whole, and counted as it is."""
+    model, result = calibrate([(torch.ones(8, 32), torch.ones(1, 32))], num_samples=3)
+    assert result.info.calibration_samples_used == 8
+    model, result = calibrate([{"x": torch.ones(8, 32), "scale": torch.ones(8, 1)}], num_samples=3)
+    assert result.info.calibration_samples_used == 3
+    assert model.seen[0][1].shape == (3, 1)
+
+
+def test_one_data_pass_serves_all_requests() -> None:
+    """Two passes that want samples of different size get the larger one from a single run over the data."""
+
+    class Wanting(mq.Pass):
+        def prepare(self, context: mq.QuantContext) -> None:
+            context.want(InputSample(7))
+
+        def run(self, context: mq.QuantContext) -> None:
+            rows.append(len(context.samples["linear"]))
+
+    from monoquant.observers import InputSample
+
+    rows: list[int] = []
+    model = Recorder()
+    head = [mq.SkipSelectionPass(), mq.CalibrationPass(batches()), mq.Int4PackPass()]
+    mq.Quantizer([*head, mq.ValidationPass(sample_rows=11), Wanting()]).run(model)
+    mq.Quantizer([*head, Wanting()]).run(model)
+    assert rows == [11, 7]
+    assert len(model.seen) == 2 * 4
+
+
+def test_nothing_is_remembered_unless_asked() -> None:
+    """Without a pass that wants samples no layer is observed."""
+    model = Recorder()
+    context_samples = []
+
+    class Peek(mq.Pass):
+        def run(self, context: mq.QuantContext) -> None:
+            context_samples.append(dict(context.samples))
+
+    mq.Quantizer([mq.SkipSelectionPass(), mq.CalibrationPass(batches()), mq.Int4PackPass(), Peek()]).run(model)
+    assert context_samples == [{}]
+
+
+def test_runs_in_eval_without_gradients_and_restores_everything(small: nn.Module, tokens: Any, unchanged: Any) -> None:
+    """Mixed training flags, running statistics and hooks are as before."""
+    model, _ = calibrate(batches(), Recorder().train())
+    assert set(model.modes) == {(False, False)}
+    assert model.training
+    check = unchanged(small)
+    calibrate(tokens, small)
+    check()
+
+
+def test_buffers_that_forward_writes_are_restored() -> None:
+    """A model that counts its calls in a buffer, or rebinds one, is left as it was."""
+
+    class Counting(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+            self.register_buffer("cache", None)
+
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            self.calls += 1
+            self.cache = x
+            return super().forward(x)
+
+    model = Counting()
+    buffer = model.calls
+    calibrate(batches(), model)
+    assert model.calls is buffer
+    assert float(buffer) == 0
+    assert model.cache is None
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_an_exception_in_a_batch_leaves_nothing_behind(small: nn.Module, tokens: Any, unchanged: Any, batch: int) -> None:
+    """Batch k does not fit: the error names it, and hooks, flags and buffers are as before."""
+    data = [*tokens[:batch], torch.full((4, 7), 10**6)]
+    check = unchanged(small)
+    with pytest.raises(mq.InputError, match=rf"calibration batch {batch} \(Tensor int64 \[4, 7\]\): IndexError"):
+        calibrate(data, small)
+    check()
+
+
+def test_a_failing_source_keeps_its_exception(small: nn.Module, tokens: Any, unchanged: Any) -> None:
+    """An error raised by the data itself keeps its type, with a note that tells the batch."""
+
+    def data() -> Iterator[Tensor]:
+        yield tokens[0]
+        raise ConnectionError("lost")
+
+    check = unchanged(small)
+    with pytest.raises(ConnectionError) as caught:
+        calibrate(data(), small)
+    assert any("calibration data itself, before batch 1" in note for note in caught.value.__notes__)
+    check()
+
+
+def test_out_of_memory_is_not_disguised() -> None:
+    """Running out of memory keeps its type, so that callers can react to it."""
+
+    class Huge(Recorder):
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        calibrate(batches(), Huge())
+    assert any("calibration batch 0" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("data", [[], iter([]), [torch.empty(0, 32)]])
+def test_no_samples_is_an_error(data: Any) -> None:
+    """Empty and used-up data are told apart from success."""
+    with pytest.raises(mq.InputError, match="holds no samples"):
+        calibrate(data)
+
+
+def test_a_used_up_generator_is_told_in_the_second_run() -> None:
+    """The pass is reusable, but a generator is not: the second run says so."""
+    quantizer = mq.Quantizer([mq.SkipSelectionPass(), mq.CalibrationPass(iter(batches())), mq.Int4PackPass()])
+    quantizer.run(Recorder())
+    with pytest.raises(mq.InputError, match="a generator that was used up before"):
+        quantizer.run(Recorder())
+
+
+def test_batches_without_tensors_are_refused() -> None:
+    """Strings or scalars have no sample dimension to count."""
+    for batch in ("text", torch.tensor(1.0), {"x": "text"}):
+        with pytest.raises(mq.InputError, match="leading sample dimension"):
+            calibrate([batch])
+
+
+def test_select_must_exist() -> None:
+    """A wrong key or position names the batch and what it holds."""
+    with pytest.raises(mq.InputError, match=r"batch 0 \(mapping of x: Tensor float32 \[5, 32\]\) has no item 'pixels'"):
+        calibrate([{"x": torch.ones(5, 32)}], select="pixels")
+    with pytest.raises(mq.InputError, match="has no item 3"):
+        calibrate([(torch.ones(5, 32),)], select=3)
+
+
+BAD_SETTINGS = [
+    ({"data": torch.ones(2, 2)}, "is one Tensor: give an iterable"),
+    ({"data": {"x": torch.ones(2, 2)}}, "is one dict: give an iterable"),
+    ({"data": "path"}, "is one str"),
+    ({"data": 3}, "calibration data is 3"),
+    ({"data": [], "num_samples": 0}, "num_samples=0"),
+    ({"data": [], "num_samples": True}, "num_samples=True"),
+    ({"data": [], "num_samples": 1.5}, "num_samples=1.5"),
+    ({"data": [], "forward": 3}, "forward=3"),
+    ({"data": [], "forward": print, "select": 0}, "select and forward are both given"),
+    ({"data": [], "select": 1.0}, "select=1.0"),
+    ({"data": [], "progress": 1}, "progress=1"),
+]
+
+
+@pytest.mark.parametrize(("settings", "text"), BAD_SETTINGS, ids=[text for _, text in BAD_SETTINGS])
+def test_bad_settings_are_refused_when_built(settings: dict[str, Any], text: str) -> None:
+    """Each wrong setting is a ConfigError before any model is seen."""
+    with pytest.raises(mq.ConfigError, match=text):
+        mq.CalibrationPass(**settings)
+
+
+def test_progress_can_be_shown_and_silenced(capsys: pytest.CaptureFixture[str]) -> None:
+    """Silent by default; True writes to stderr only; a function is told samples and goal."""
+    calibrate(batches())
+    assert capsys.readouterr() == ("", "")
+    calibrate(batches(), progress=True, num_samples=20)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "20 of at most 20 samples\n" in shown.err
+    told: list[tuple[int, int]] = []
+    calibrate(batches(), progress=lambda samples, wanted: told.append((samples, wanted)), num_samples=12)
+    assert told == [(5, 12), (10, 12), (12, 12)]
+
+
+def test_layers_that_data_never_reaches_are_reported() -> None:
+    """A branch that is not taken is measured on its weight, and a finding says why."""
+
+    class Branch(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = nn.Linear(32, 32)
+
+    _, result = calibrate(batches(), Branch())
+    records = {record.layer: record for record in result.report.layers}
+    assert records["idle"].output_sqnr_db is None
+    assert records["idle"].weight_sqnr_db is not None
+    assert result.report.calibration.unseen_layers == ("idle",)
+    assert [(f.code, f.layer) for f in result.report.findings if f.code == "not-calibrated"] == [("not-calibrated", "idle")]
+
+
+def test_only_layers_to_be_quantized_are_observed() -> None:
+    """A skipped layer costs no memory, also when calibration stands before the selection."""
+    kept = []
+
+    class Peek(mq.Pass):
+        def run(self, context: mq.QuantContext) -> None:
+            kept.extend(context.samples)
+
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    passes = [mq.CalibrationPass(batches()), mq.SkipSelectionPass(mq.NameRule("1")), mq.Int4PackPass()]
+    mq.Quantizer([*passes, mq.ValidationPass(), Peek()]).run(model)
+    assert kept == ["0"]
+
+
+def test_describe_names_kinds_and_shapes() -> None:
+    """The text of errors shows what a batch was made of."""
+    batch = ({"x": torch.ones(2, 3)}, [torch.ones(2, dtype=torch.bool), "label"])
+    assert describe(batch) == "tuple of mapping of x: Tensor float32 [2, 3], list of Tensor bool [2], str"
