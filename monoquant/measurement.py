@@ -95,12 +95,12 @@ def survives_saving(packed: PackedInt4) -> bool:
     Returns:
         Whether it loads and gives bit-equal outputs.
     """
-    fresh = PackedInt4(packed.rows, packed.columns, packed.scheme, dtype=packed.dtype, device="cpu")
+    fresh = PackedInt4(packed.rows, packed.columns, packed.scheme, dtype=packed.dtype, device="meta")
     with TemporaryDirectory(prefix="monoquant-") as folder:
         path = Path(folder, "layer.safetensors")
         try:
             write_container(path, packed.state_dict(), {})
-            fresh.load_state_dict(read_container(path)[0], strict=True)
+            fresh.load_state_dict(read_container(path)[0], strict=True, assign=True)
         except (FileError, RuntimeError):
             return False
     generator = torch.Generator("cpu").manual_seed(0)
