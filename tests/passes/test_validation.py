@@ -1,0 +1,286 @@
+"""ValidationPass: what it measures, and that planted faults are named by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+import monoquant as mq
+from monoquant.modules.packed_int4 import PackedInt4
+from monoquant.numerics import affine
+from monoquant.numerics.affine import GroupCodes
+
+
+def pipeline(*between: mq.Pass, tokens: Any = None, **settings: Any) -> mq.Quantizer:
+    """Select, calibrate, pack, tamper, validate."""
+    data = [mq.CalibrationPass(tokens)] if tokens is not None else []
+    passes = [mq.SkipSelectionPass.from_options(), *data, mq.Int4PackPass(), *between, mq.ValidationPass(**settings)]
+    return mq.Quantizer(passes)
+
+
+def independent_sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """SQNR written a second time, in Python numbers."""
+    signal = math.fsum(x * x for x in reference.double().flatten().tolist())
+    noise = math.fsum(x * x for x in (reference.double() - other.double()).flatten().tolist())
+    return 10 * math.log10(signal / noise)
+
+
+def test_weight_sqnr_is_that_of_the_weights(small: nn.Module) -> None:
+    """Each record equals an independent computation, and the headline pools energies."""
+    result = pipeline().run(small)
+    pairs = []
+    for record in result.report.by_action(mq.Action.QUANTIZE):
+        pair = (small.get_submodule(record.layer).weight.detach(), result.model.get_submodule(record.layer).weight)
+        assert record.weight_sqnr_db == pytest.approx(independent_sqnr(*pair), abs=1e-4)
+        assert record.output_sqnr_db is None
+        pairs.append(pair)
+    pooled = independent_sqnr(torch.cat([a.flatten() for a, _ in pairs]), torch.cat([b.flatten() for _, b in pairs]))
+    assert result.info.sqnr_kind == "weight"
+    assert result.info.sqnr_db == pytest.approx(pooled, abs=1e-4)
+    assert result.report.pooled_weight_sqnr_db == pytest.approx(pooled, abs=1e-4)
+
+
+def test_output_sqnr_is_that_of_the_layer_outputs(small: nn.Module, tokens: Any) -> None:
+    """With inputs seen, each record equals the SQNR of the layer's real outputs; the headline is their median."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    model = small.eval()
+    names = ["blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down"]
+    for name in names:
+        hook = lambda _m, args, name=name: seen.setdefault(name, []).append(args[0].detach())  # noqa: E731
+        model.get_submodule(name).register_forward_pre_hook(hook)
+    for batch in tokens:
+        model(batch)
+    result = pipeline(tokens=tokens, sample_rows=10**6).run(small)
+    records = {record.layer: record for record in result.report.by_action(mq.Action.QUANTIZE)}
+    for name in names:
+        inputs = torch.cat([x.flatten(0, -2) for x in seen[name][: len(tokens)]])
+        expected = inputs @ small.get_submodule(name).weight.T
+        found = inputs @ result.model.get_submodule(name).weight.T
+        assert records[name].sample_rows == len(inputs) == 120 * 7
+        assert records[name].output_sqnr_db == pytest.approx(independent_sqnr(expected.detach(), found.detach()), abs=1e-3)
+    assert result.info.sqnr_kind == "output"
+    assert result.info.sqnr_db == median(record.output_sqnr_db for record in records.values())
+
+
+def test_a_sample_of_rows_estimates_the_output_sqnr(small: nn.Module, tokens: Any) -> None:
+    """A bounded sample is within half a decibel of all rows, and its size is told."""
+    few = pipeline(tokens=tokens, sample_rows=64).run(small).report.by_action(mq.Action.QUANTIZE)
+    everything = pipeline(tokens=tokens, sample_rows=10**6).run(small).report.by_action(mq.Action.QUANTIZE)
+    for one, other in zip(few, everything, strict=True):
+        assert one.sample_rows == 64
+        assert one.output_sqnr_db == pytest.approx(other.output_sqnr_db, abs=0.5)
+
+
+def test_sizes_are_bytes_of_real_buffers(small: nn.Module) -> None:
+    """Before and after are what the two models' tensors occupy."""
+    result = pipeline().run(small)
+
+    def held(model: nn.Module) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+    assert result.info.original_size_mb == held(small) / 2**20
+    assert result.info.quantized_size_mb == held(result.model) / 2**20
+    assert result.info.compression_ratio == pytest.approx(held(small) / held(result.model))
+    assert result.report.validation.load_test_passed
+    assert result.report.validation.weight_range_valid
+    assert result.report.validation.errors == []
+
+
+def swap_nibbles(packed: PackedInt4) -> None:
+    """Exchange even and odd columns in storage."""
+    packed.qweight.copy_((packed.qweight << 4) | (packed.qweight >> 4))
+
+
+def shift_zero_points(packed: PackedInt4) -> None:
+    """Make every zero_point one too large (15 wraps to 0)."""
+    low, high = packed.zero_point & 15, packed.zero_point >> 4
+    packed.zero_point.copy_(((low + 1) & 15) | (((high + 1) & 15) << 4))
+
+
+def one_scale(packed: PackedInt4) -> None:
+    """Overwrite all scales with the first one."""
+    packed.scale.fill_(float(packed.scale[0, 0]))
+
+
+FAULTS = [swap_nibbles, shift_zero_points, one_scale]
+
+
+@attrs.frozen
+class Tampering(mq.Pass):
+    """Damages the packed weight of one layer."""
+
+    follows = (mq.Int4PackPass,)
+    layer: str
+    fault: Callable[[PackedInt4], None]
+
+    def run(self, context: mq.QuantContext) -> None:
+        self.fault(context.packed[self.layer].weight)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_storage_faults_are_named(small: nn.Module, unchanged: Any, fault: Any) -> None:
+    """Damage to one packed layer fails the run with exactly that layer's name; the model stays as it was."""
+    check = unchanged(small)
+    with pytest.raises(mq.ValidationError) as caught:
+        pipeline(Tampering("blocks.1.up", fault)).run(small)
+    assert caught.value.layers == ("blocks.1.up",)
+    assert "layer 'blocks.1.up': the packed weight does not unpack to the codes" in str(caught.value)
+    assert len(caught.value.result.errors) == 1
+    check()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_storage_faults_are_named_by_validate_quantization(small: nn.Module, fault: Any) -> None:
+    """The same damage in a finished model is found by comparing it with the float model."""
+    result = pipeline().run(small)
+    fault(result.model.blocks[0].down.packed_weight)
+    found = mq.validate_quantization(small, result.model, on_failure="ignore")
+    assert any("'blocks.0.down'" in text for text in found.warnings)
+    assert not any("'blocks.0.up'" in text for text in found.warnings)
+
+
+def broken_zero_point(weight: torch.Tensor, scheme: mq.Scheme) -> GroupCodes:
+    """Round to nearest, but one zero_point off: a bug in the algorithm rather than in storage."""
+    good = affine.round_to_nearest(weight, scheme)
+    return GroupCodes(good.codes, good.scale, (good.zero_point + 1).clamp(0, 15))
+
+
+def broken_scale(weight: torch.Tensor, scheme: mq.Scheme) -> GroupCodes:
+    """One scale and zero_point per tensor in place of one per group."""
+    whole = affine.round_to_nearest(weight.reshape(1, -1), mq.Scheme(group_size=weight.numel()))
+    shape = (weight.shape[0], -(-weight.shape[1] // scheme.group_size))
+    return GroupCodes(whole.codes.reshape(weight.shape), whole.scale.expand(shape), whole.zero_point.expand(shape))
+
+
+@pytest.mark.parametrize(
+    ("broken", "code"), [(broken_zero_point, "sqnr-critical"), (broken_scale, "sqnr-below-format")]
+)
+def test_planted_algorithm_faults_are_named(
+    small: nn.Module, monkeypatch: pytest.MonkeyPatch, broken: Any, code: str
+) -> None:
+    """Codes that were chosen wrongly unpack rightly, and still show as findings with the layer's name."""
+    from monoquant.modules import packed_int4
+
+    def sometimes(weight: torch.Tensor, scheme: mq.Scheme) -> GroupCodes:
+        chosen = broken if weight.shape[1] == 200 else affine.round_to_nearest
+        return chosen(weight, scheme)
+
+    with torch.no_grad():
+        for block in small.blocks:
+            block.down.weight[0, 0] = 1.0  # a realistic outlier, which one scale per tensor cannot afford
+    monkeypatch.setattr(packed_int4, "round_to_nearest", sometimes)
+    result = mq.quantize(small, accuracy_warning="ignore", plugins=False)
+    named = {finding.layer for finding in result.report.findings if finding.code == code}
+    assert named == {"blocks.0.down", "blocks.1.down"}
+
+
+@pytest.mark.parametrize("policy", ["warn", "ignore"])
+def test_failures_can_be_left_to_the_report(small: nn.Module, policy: str) -> None:
+    """With another policy the run ends, and the failure is in errors and in a CRITICAL finding."""
+    result = pipeline(Tampering("blocks.1.up", swap_nibbles), on_failure=policy).run(small)
+    assert result.report.validation.errors == [
+        "layer 'blocks.1.up': the packed weight does not unpack to the codes that were chosen for it"
+    ]
+    critical = [finding for finding in result.report.findings if finding.severity is mq.Severity.CRITICAL]
+    assert [(finding.code, finding.layer) for finding in critical] == [("codes-differ", "blocks.1.up")]
+
+
+def test_every_failing_layer_is_told_at_once(small: nn.Module) -> None:
+    """Two damaged layers give one error with both names."""
+    tampering = [Tampering("blocks.1.up", swap_nibbles), Tampering("blocks.0.down", one_scale)]
+    with pytest.raises(mq.ValidationError) as caught:
+        pipeline(*tampering).run(small)
+    assert caught.value.layers == ("blocks.0.down", "blocks.1.up")
+
+
+def test_infinite_dequantized_weights_are_named(small: nn.Module) -> None:
+    """A weight that overflows its dtype when dequantized is a failed range check."""
+
+    def overflow(packed: PackedInt4) -> None:
+        packed.scale.fill_(float("inf"))
+
+    with pytest.raises(mq.ValidationError, match=r"'blocks\.1\.up': the dequantized weight is not finite") as caught:
+        pipeline(Tampering("blocks.1.up", overflow)).run(small)
+    assert not caught.value.result.weight_range_valid
+    assert math.isnan(caught.value.result.sqnr_db)
+
+
+def test_a_layer_that_does_not_load_back_is_named(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If saving writes other bits than it was given, the round trip finds out."""
+    from monoquant import measurement
+
+    real = measurement.read_container
+
+    def flipped(path: Any) -> Any:
+        tensors, metadata = real(path)
+        tensors["qweight"][0, 0] ^= 1
+        return tensors, metadata
+
+    monkeypatch.setattr(measurement, "read_container", flipped)
+    with pytest.raises(mq.ValidationError, match="does not survive saving and loading") as caught:
+        pipeline().run(small)
+    assert len(caught.value.layers) == 4
+    assert not caught.value.result.load_test_passed
+
+
+def test_validation_needs_packed_layers(small: nn.Module) -> None:
+    """A pass that takes packed weights away is caught before anything is measured."""
+
+    class Thief(mq.Pass):
+        def run(self, context: mq.QuantContext) -> None:
+            del context.packed["blocks.0.up"]
+
+    with pytest.raises(mq.PassError, match=r"not packed: 'blocks\.0\.up'"):
+        pipeline(Thief()).run(small)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"on_failure": "raise"}, {"sample_rows": 0}, {"sample_rows": True}, {"sample_rows": 1.5}]
+)
+def test_bad_settings_are_refused_when_built(settings: dict[str, Any]) -> None:
+    """Each wrong setting is a ConfigError that names it."""
+    with pytest.raises(mq.ConfigError, match=next(iter(settings))):
+        mq.ValidationPass(**settings)
+
+
+def test_validate_quantization_of_a_good_result(small: nn.Module) -> None:
+    """The public function agrees with the pass."""
+    result = pipeline().run(small)
+    found = mq.validate_quantization(small, result.model)
+    assert found.sqnr_db == result.info.sqnr_db
+    assert found.compression_ratio == result.info.compression_ratio
+    assert found.load_test_passed
+    assert found.weight_range_valid
+    assert found.errors == []
+
+
+def test_validate_quantization_policies(small: nn.Module) -> None:
+    """A critically damaged layer raises, warns or is only told."""
+    result = pipeline().run(small)
+    swap_nibbles(result.model.blocks[0].up.packed_weight)
+    with pytest.raises(mq.ValidationError, match="CRITICAL") as caught:
+        mq.validate_quantization(small, result.model)
+    assert caught.value.layers == ("blocks.0.up",)
+    with pytest.warns(mq.AccuracyWarning, match=r"'blocks\.0\.up'") as record:
+        mq.validate_quantization(small, result.model, on_failure="warn")
+    assert record[0].filename == __file__
+    assert mq.validate_quantization(small, result.model, on_failure="ignore").errors
+    with pytest.raises(mq.ConfigError, match="on_failure='maybe'"):
+        mq.validate_quantization(small, result.model, on_failure="maybe")
+
+
+def test_validate_quantization_refuses_strangers(small: nn.Module) -> None:
+    """A float model, or two that do not correspond, are refused with all layers."""
+    result = pipeline().run(small)
+    with pytest.raises(mq.InputError, match="no packed layer"):
+        mq.validate_quantization(small, small)
+    with pytest.raises(mq.InputError, match="without a float Linear") as caught:
+        mq.validate_quantization(nn.Linear(3, 3), result.model)
+    assert len(caught.value.layers) == 4
