@@ -27,8 +27,8 @@ _TEMPORARY_SUFFIX = ".monoquant-tmp"
 def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata to one safetensors file, with hashes of both in the metadata.
 
-    There is a SHA-256 per tensor, in the order of the tensors' names, and one over the other metadata. The file appears complete or not at all: it is written to a temporary folder beside the target, flushed to disk
-    and renamed.
+    There is a SHA-256 per tensor, in the order of the tensors' names, and one over the other metadata. The file appears
+    complete or not at all: it is written to a temporary folder beside the target, flushed to disk and renamed.
 
     Args:
         path: Target; replaced if it exists, kept as it was if anything fails.
@@ -39,7 +39,7 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
         FileError: When the target's folder does not exist or cannot be written.
     """
     on_disk = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    hashes = {name: hash_of(tensor) for name, tensor in on_disk.items()}
+    hashes = {name: hash_of(name, tensor) for name, tensor in on_disk.items()}
     texts = {**metadata, HASHES_KEY: " ".join(hashes[name] for name in sorted(hashes))}
     texts[METADATA_HASH_KEY] = _hash_of_texts(texts)
     with _replacement(path) as temporary:
@@ -70,16 +70,17 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def hash_of(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes.
+def hash_of(name: str, tensor: Tensor) -> str:
+    """SHA-256 of a tensor's name, dtype, shape and bytes.
 
     Args:
+        name: Its name in the file.
         tensor: Contiguous CPU tensor.
 
     Returns:
         64 hexadecimal digits.
     """
-    state = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
+    state = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
     state.update(byte_view(tensor))
     return state.hexdigest()
 
@@ -97,7 +98,9 @@ def _verify(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
     hashes = metadata[HASHES_KEY].split()
     if len(hashes) != len(tensors):
         raise FileError(f"{path}: damaged, it holds {len(tensors)} tensors and {len(hashes)} hashes; get it again")
-    damaged = [name for name, digest in zip(sorted(tensors), hashes, strict=True) if hash_of(tensors[name]) != digest]
+    damaged = [
+        name for name, digest in zip(sorted(tensors), hashes, strict=True) if hash_of(name, tensors[name]) != digest
+    ]
     if damaged:
         raise FileError(f"{path}: damaged, tensors differ from their hashes: {', '.join(damaged)}; get it again")
 

@@ -86,15 +86,24 @@ def persistent_tensors(model: nn.Module) -> dict[str, Tensor]:
         model: Any module.
 
     Returns:
-        Tensors by dotted name; a module used under several names appears under its first one only.
+        Tensors by dotted name; those of a module used under several names appear under each.
     """
     state: dict[str, Tensor] = {}
-    for module, (name, *_) in names_of_modules(model).items():
-        prefix = f"{name}." if name else ""
+    for name, module in model.named_modules(remove_duplicate=False):
         own = {**module._parameters, **module._buffers}
         kept = {key: tensor for key, tensor in own.items() if key not in module._non_persistent_buffers_set}
-        state.update({prefix + key: tensor for key, tensor in kept.items() if tensor is not None})
+        state.update({joined(name, key): tensor for key, tensor in kept.items() if tensor is not None})
     return state
+
+
+def joined(module: str, key: str) -> str:
+    """Dotted name of something in a module.
+
+    Args:
+        module: Name of the module; ``""`` for the root.
+        key: Name within the module.
+    """
+    return f"{module}.{key}" if module else key
 
 
 def _refuse_non_modules(model: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 import attrs
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from monoquant.conversion import restored_on_error
 from monoquant.modules.linear_like import become_int4, obstacle_to_packing
 from monoquant.modules.packed_int4 import PackedInt4
-from monoquant.source import inventory, names_of_modules, persistent_tensors, tensor_identity
+from monoquant.source import inventory, joined, names_of_modules, persistent_tensors, tensor_identity
 from monoquant.values import Scheme
+
+_CODES = "packed_weight.qweight"
 
 
 @attrs.frozen
@@ -28,80 +30,106 @@ class PackedAs:
     dtype: torch.dtype
 
 
-def misfits(model: nn.Module, state: Mapping[str, Tensor], packed: Mapping[str, PackedAs]) -> list[str]:
-    """Everything that keeps saved tensors from fitting a float model.
+@attrs.frozen(eq=False)
+class Fit:
+    """Whether saved tensors fit a model.
+
+    Args:
+        problems: One text per problem; empty when they fit.
+        packed: Packed weights by layer name, complete when there are no problems; tied layers share one.
+    """
+
+    problems: list[str]
+    packed: dict[str, PackedInt4]
+
+
+def examine(model: nn.Module, state: Mapping[str, Tensor], packed: Mapping[str, PackedAs]) -> Fit:
+    """Find everything that keeps saved tensors from fitting a float model.
 
     Args:
         model: The float model; read only.
         state: Tensors by name, packed layers as their buffers.
         packed: The layers that are packed.
 
-    Returns:
-        One text per problem; empty when they fit.
-
     Raises:
         InputError: When the model is lazy, quantized already or not a module.
     """
     inventory(model)
-    modules = dict(model.named_modules())
-    problems = [problem for name in packed for problem in _layer_misfits(name, modules.get(name), state)]
-    expected = {name: tensor for name, tensor in persistent_tensors(model).items() if name not in _weights(packed)}
-    found = {name: tensor for name, tensor in state.items() if not _belongs_to(name, packed)}
-    problems += [f"missing in the file: {name}" for name in expected if name not in found]
-    problems += [f"not in the model: {name}" for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
-        given, wanted = tuple(found[name].shape), tuple(expected[name].shape)
-        if given != wanted:
-            problems.append(f"{name} has shape {given} in the file, {wanted} in the model")
-    return sorted(problems) + _tie_misfits(expected, found) + _meta_misfits(model)
+    problems: list[str] = []
+    built: dict[str, PackedInt4] = {}
+    for name, how in packed.items():
+        outcome = _tied(name, state, built) or _built(name, how, model, state)
+        if isinstance(outcome, PackedInt4):
+            built[name] = outcome
+        else:
+            problems.append(outcome)
+    packed_names = {name for found in names_of_modules(model).values() if found[0] in packed for name in found}
+    weights = {joined(name, "weight") for name in packed_names}
+    expected = {name: tensor for name, tensor in persistent_tensors(model).items() if name not in weights}
+    found = {name: tensor for name, tensor in state.items() if not _is_part_of(name, packed_names | packed.keys())}
+    problems += _key_misfits(expected, found) + _tie_misfits(expected, found) + _meta_misfits(model)
+    return Fit(problems, built)
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor], packed: Mapping[str, PackedAs]) -> None:
+def fill(model: nn.Module, state: Mapping[str, Tensor], packed: Mapping[str, PackedInt4]) -> None:
     """Put tensors that fit into a model; on any exception the model is as it was.
 
     Args:
         model: The float model; changed in place, its ties kept.
         state: Tensors by name.
-        packed: The layers that are packed.
+        packed: Packed weights by layer name, as :func:`examine` built them.
     """
     names = {module: found[0] for module, found in names_of_modules(model).items()}
     with restored_on_error(list(names)):
-        built: dict[tuple[object, ...], PackedInt4] = {}
-        modules = {name: model.get_submodule(name) for name in packed}
-        for name, how in packed.items():
-            key = tensor_identity(state[_join(name, "packed_weight.qweight")])
-            if key not in built:
-                built[key] = _packed(name, how, modules[name], state)
-            become_int4(modules[name], built[key])
+        for name, weight in packed.items():
+            become_int4(model.get_submodule(name), weight)
         _replace_tensors(names, state)
 
 
-def _layer_misfits(name: str, module: nn.Module | None, state: Mapping[str, Tensor]) -> Iterator[str]:
+def _tied(name: str, state: Mapping[str, Tensor], built: Mapping[str, PackedInt4]) -> PackedInt4 | None:
+    codes = state.get(joined(name, _CODES))
+    twins = (weight for other, weight in built.items() if state[joined(other, _CODES)] is codes)
+    return next(twins, None)
+
+
+def _built(name: str, how: PackedAs, model: nn.Module, state: Mapping[str, Tensor]) -> PackedInt4 | str:
+    module = dict(model.named_modules()).get(name)
     if module is None:
-        yield f"no layer {name!r} in the model"
-        return
+        return f"no layer {name!r} in the model"
     obstacle = obstacle_to_packing(module)
-    if obstacle is not None:
-        yield f"layer {name!r} cannot be packed: {obstacle.reason}"
-        return
-    layout = state.get(_join(name, "packed_weight.layout"))
-    if layout is None or layout.numel() != 6:
-        yield f"missing in the file: {_join(name, 'packed_weight.layout')}"
-        return
-    _, _, rows, columns, _, _ = layout.tolist()
-    shape = tuple(module.weight.shape) if isinstance(module.weight, Tensor) else ()
-    if (rows, columns) != shape:
-        yield f"layer {name!r} has shape {(rows, columns)} in the file, {shape} in the model"
+    weight = module.weight
+    if obstacle is not None or not isinstance(weight, Tensor):
+        return f"layer {name!r} cannot be packed: {obstacle.reason if obstacle else 'it has no weight'}"
+    rows, columns = weight.shape
+    packed = PackedInt4(rows, columns, how.scheme, dtype=how.dtype, device="meta")
+    prefix = joined(name, "packed_weight.")
+    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    try:
+        packed.load_state_dict(own, strict=True, assign=True)
+    except RuntimeError as error:
+        reasons = " ".join(str(error).split()[5:])
+        return f"layer {name!r} of shape {(rows, columns)} does not fit: {reasons}"
+    return packed if weight.is_meta else packed.to(weight.device)
+
+
+def _key_misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    problems = [f"missing in the file: {name}" for name in expected if name not in found]
+    problems += [f"not in the model: {name}" for name in found if name not in expected]
+    for name, tensor in expected.items():
+        given = tuple(found[name].shape) if name in found else tuple(tensor.shape)
+        if given != tuple(tensor.shape):
+            problems.append(f"{name} has shape {given} in the file, {tuple(tensor.shape)} in the model")
+    return problems
 
 
 def _tie_misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     leaders: dict[tuple[object, ...], str] = {}
     problems = []
-    for name in expected.keys() & found.keys():
+    for name in sorted(expected.keys() & found.keys()):
         leader = leaders.setdefault(tensor_identity(expected[name]), name)
         if found[leader] is not found[name] and not torch.equal(found[leader], found[name]):
             problems.append(f"{leader} and {name} are tied in the model, but differ in the file")
-    return sorted(problems)
+    return problems
 
 
 def _meta_misfits(model: nn.Module) -> list[str]:
@@ -110,23 +138,12 @@ def _meta_misfits(model: nn.Module) -> list[str]:
     return [f"buffer {name} is on the meta device and not saved: build the model on a real device" for name in lost]
 
 
-def _packed(name: str, how: PackedAs, module: nn.Module, state: Mapping[str, Tensor]) -> PackedInt4:
-    weight = module.weight
-    device = weight.device if isinstance(weight, Tensor) and not weight.is_meta else torch.device("cpu")
-    rows, columns = tuple(weight.shape) if isinstance(weight, Tensor) else (0, 0)
-    packed = PackedInt4(rows, columns, how.scheme, dtype=how.dtype, device=device)
-    prefix = _join(name, "packed_weight.")
-    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    packed.load_state_dict(own, strict=True)
-    return packed
-
-
 def _replace_tensors(names: Mapping[nn.Module, str], state: Mapping[str, Tensor]) -> None:
     replaced: dict[int, Tensor] = {}
     for module, name in names.items():
         for table in (module._parameters, module._buffers):
             for key, old in table.items():
-                saved = state.get(_join(name, key))
+                saved = state.get(joined(name, key))
                 if old is None or saved is None:
                     continue
                 if id(old) not in replaced:
@@ -139,14 +156,6 @@ def _like(old: Tensor, saved: Tensor) -> Tensor:
     return nn.Parameter(fresh, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else fresh
 
 
-def _weights(packed: Mapping[str, PackedAs]) -> set[str]:
-    return {_join(name, "weight") for name in packed}
-
-
-def _belongs_to(key: str, packed: Mapping[str, PackedAs]) -> bool:
+def _is_part_of(key: str, layers: Collection[str]) -> bool:
     layer, mark, _ = key.rpartition("packed_weight.")
-    return bool(mark) and layer.rstrip(".") in packed
-
-
-def _join(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key
+    return bool(mark) and layer.rstrip(".") in layers

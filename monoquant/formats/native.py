@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from monoquant.container import read_container, write_container
 from monoquant.errors import FileError
-from monoquant.formats.filling import PackedAs, fill, misfits
+from monoquant.formats.filling import PackedAs, examine, fill
 from monoquant.modules.int4_linear import Int4Linear
 from monoquant.quantizer import QuantResult
 from monoquant.report import QuantReport
@@ -72,11 +72,11 @@ def load(path: str | os.PathLike[str], model: M) -> M:
     tensors, metadata = read_container(Path(path))
     stored = _parse(path, metadata)
     state = {**tensors, **{alias: tensors[kept] for alias, kept in stored.aliases.items()}}
-    problems = misfits(model, state, stored.packed)
-    if problems:
-        listed = "\n".join(f"- {problem}" for problem in problems)
+    fit = examine(model, state, stored.packed)
+    if fit.problems:
+        listed = "\n".join(f"- {problem}" for problem in fit.problems)
         raise FileError(f"{path} does not fit the model {type(model).__name__}:\n{listed}")
-    fill(model, state, stored.packed)
+    fill(model, state, fit.packed)
     return model
 
 
