@@ -15,12 +15,12 @@ from monoquant.passes.accuracy_warning import AccuracyWarningPass
 from monoquant.passes.base import PackPass, Pass
 from monoquant.passes.calibration import CalibrationPass, Forward, Progress
 from monoquant.passes.int4_pack import Int4PackPass
-from monoquant.passes.skip_selection import Names, SkipSelectionPass, Types
+from monoquant.passes.skip_selection import Names, SkipSelectionPass, Types, name_rules, type_rules
 from monoquant.passes.validation import ValidationPass
 from monoquant.quantizer import Quantizer, QuantResult
 from monoquant.registry import Registry
 from monoquant.report import QuantizationInfo
-from monoquant.rules import NameRule, SkipRule, TypeRule
+from monoquant.rules import AnyRule, SkipRule
 from monoquant.source import inventory
 from monoquant.values import INT4
 from monoquant.verdict import deliver, require_policy, run_checks
@@ -177,7 +177,7 @@ def static_quantize(
         skip_layer_types,
         skip_layer_names,
         skip_param_threshold,
-        extra_rules=[*_selection_rules(layer_types, layer_names), *_rules(skip_types, skip_names)],
+        extra_rules=[*_selection_rules(layer_types, layer_names), *type_rules(skip_types), *name_rules(skip_names)],
     )
     calibration = CalibrationPass(calibration_data, num_calibration_samples)
     gate = AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
@@ -260,19 +260,10 @@ def _quantizer(steps: Iterable[Pass | None], plugins: bool) -> Quantizer:
 
 
 def _selection_rules(types: Types | None, names: Names | None) -> list[SkipRule]:
-    chosen = _rules(types, names)
-    if not chosen:
-        return []
-    return [~chosen[0]] if len(chosen) == 1 else [~(chosen[0] | chosen[1])]
-
-
-def _rules(types: Types | None, names: Names | None) -> list[SkipRule]:
-    rules: list[SkipRule] = []
-    if types is not None:
-        rules.append(TypeRule(*([types] if isinstance(types, type) else types)))
-    if names is not None:
-        rules.append(NameRule(*([names] if isinstance(names, str) else names)))
-    return rules
+    chosen = [*type_rules(types), *name_rules(names)]
+    if not chosen and (types is not None or names is not None):
+        raise ConfigError("layer_types and layer_names select no layer at all: give None to quantize every kind")
+    return [~AnyRule(chosen)] if chosen else []
 
 
 def _require_int4(bits: int | None, dtype: torch.dtype | None, default: int) -> None:

@@ -91,9 +91,9 @@ class SkipSelectionPass(Pass):
             ConfigError: For a value of the wrong kind.
         """
         options: list[tuple[list[SkipRule], SkipRule | None]] = [
-            (_name_rules(modules_to_not_convert), NameRule(*INT4_SKIP_NAMES)),
-            (_type_rules(skip_layer_types), TypeRule(*INT4_SKIP_TYPES)),
-            (_name_rules(skip_layer_names), None),
+            (name_rules(modules_to_not_convert), NameRule(*INT4_SKIP_NAMES)),
+            (type_rules(skip_layer_types), TypeRule(*INT4_SKIP_TYPES)),
+            (name_rules(skip_layer_names), None),
             (_threshold_rules(skip_param_threshold), ThresholdRule(INT4_SKIP_THRESHOLD)),
         ]
         given = (modules_to_not_convert, skip_layer_types, skip_layer_names, skip_param_threshold)
@@ -150,14 +150,30 @@ def _unprotected(defaults: Iterable[RegisteredRule], context: QuantContext) -> I
                 yield Finding("default-replaced", Severity.INFO, message, layer.name, remedy)
 
 
-def _name_rules(names: Names | None) -> list[SkipRule]:
+def name_rules(names: Names | None) -> list[SkipRule]:
+    """A NameRule of an option's value; none for None or an empty list.
+
+    Args:
+        names: One name, several, or None.
+
+    Raises:
+        ConfigError: For anything else.
+    """
     if names is None:
         return []
     entries = [names] if isinstance(names, str) else _listed("layer names", names)
     return [NameRule(*entries)] if entries else []
 
 
-def _type_rules(types: Types | None) -> list[SkipRule]:
+def type_rules(types: Types | None) -> list[SkipRule]:
+    """A TypeRule of an option's value; none for None or an empty list.
+
+    Args:
+        types: One module class, several, or None.
+
+    Raises:
+        ConfigError: For anything else.
+    """
     if types is None:
         return []
     kinds = [types] if isinstance(types, type) else _listed("module classes", types)

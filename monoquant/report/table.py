@@ -94,8 +94,8 @@ def _summary(report: QuantReport) -> list[str]:
     if outputs:
         worst = f"worst {format_db(_smallest(outputs))} dB"
         lines.append(f"layer outputs: median {format_db(_median_of(report))} dB, {worst} over {len(outputs)} layers")
-    if report.pooled_weight_sqnr_db is not None:
-        weights = [record.weight_sqnr_db for record in report.layers if record.weight_sqnr_db is not None]
+    weights = [record.weight_sqnr_db for record in report.layers if record.weight_sqnr_db is not None]
+    if weights:
         pooled = format_db(report.pooled_weight_sqnr_db)
         lines.append(f"weights: pooled {pooled} dB, worst {format_db(_smallest(weights))} dB")
     if report.calibration is not None:

@@ -78,7 +78,7 @@ def weights(
 
 def _weight(kind: str, dtype: torch.dtype, rows: int, columns: int, seed: int) -> Tensor:
     note(f"weights: {kind}, {dtype}, [{rows}, {columns}], seed {seed}")
-    unit_scale = _KINDS[kind](Generator().manual_seed(seed), rows, columns)
+    unit_scale = _KINDS[kind](Generator("cpu").manual_seed(seed), rows, columns)
     return (unit_scale * _magnitude(kind, dtype)).to(dtype)
 
 
@@ -97,11 +97,11 @@ def _magnitude(kind: str, dtype: torch.dtype) -> float:
 
 
 def _randn(generator: Generator, rows: int, columns: int) -> Tensor:
-    return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _rand(generator: Generator, rows: int, columns: int) -> Tensor:
-    return torch.rand(rows, columns, generator=generator, dtype=torch.float64)
+    return torch.rand(rows, columns, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _heavy_tails(generator: Generator, rows: int, columns: int) -> Tensor:
@@ -136,11 +136,11 @@ def _mixed_magnitudes(generator: Generator, rows: int, columns: int) -> Tensor:
 
 def _ties(generator: Generator, rows: int, columns: int) -> Tensor:
     # Halves from -7.5 to 7.5 span 15 steps, so that every second one lies exactly between two codes.
-    return torch.randint(-15, 16, (rows, columns), generator=generator, dtype=torch.float64) / 2
+    return torch.randint(-15, 16, (rows, columns), generator=generator, dtype=torch.float64, device="cpu") / 2
 
 
 def _integers(generator: Generator, rows: int, columns: int) -> Tensor:
-    return torch.randint(-100, 101, (rows, columns), generator=generator, dtype=torch.float64)
+    return torch.randint(-100, 101, (rows, columns), generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _full_range(generator: Generator, rows: int, columns: int) -> Tensor:

@@ -181,7 +181,9 @@ def test_buffers_that_forward_writes_are_restored() -> None:
 
 
 @pytest.mark.parametrize("batch", [0, 2])
-def test_an_exception_in_a_batch_leaves_nothing_behind(small: nn.Module, tokens: Any, unchanged: Any, batch: int) -> None:
+def test_an_exception_in_a_batch_leaves_nothing_behind(
+    small: nn.Module, tokens: Any, unchanged: Any, batch: int
+) -> None:
     """Batch k does not fit: the error names it, and hooks, flags and buffers are as before."""
     data = [*tokens[:batch], torch.full((4, 7), 10**6)]
     check = unchanged(small)
@@ -294,7 +296,9 @@ def test_layers_that_data_never_reaches_are_reported() -> None:
     assert records["idle"].output_sqnr_db is None
     assert records["idle"].weight_sqnr_db is not None
     assert result.report.calibration.unseen_layers == ("idle",)
-    assert [(f.code, f.layer) for f in result.report.findings if f.code == "not-calibrated"] == [("not-calibrated", "idle")]
+    assert [(f.code, f.layer) for f in result.report.findings if f.code == "not-calibrated"] == [
+        ("not-calibrated", "idle")
+    ]
 
 
 def test_only_layers_to_be_quantized_are_observed() -> None:

@@ -91,7 +91,9 @@ def test_weights_too_large_for_the_scales_are_named() -> None:
     model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
     with torch.no_grad():
         model[1].weight[0, 0] = 1e7
-    with pytest.raises(mq.InputError, match=r"too large for torch\.float16 scales: '1'; use scale_dtype=torch\.float32"):
+    with pytest.raises(
+        mq.InputError, match=r"too large for torch\.float16 scales: '1'; use scale_dtype=torch\.float32"
+    ):
         run(model)
     packed = run(model, scale_dtype=torch.float32).model[1]
     assert float(packed.weight[0, 0]) == pytest.approx(1e7, rel=1e-6)

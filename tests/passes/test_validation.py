@@ -64,7 +64,9 @@ def test_output_sqnr_is_that_of_the_layer_outputs(small: nn.Module, tokens: Any)
         expected = inputs @ small.get_submodule(name).weight.T
         found = inputs @ result.model.get_submodule(name).weight.T
         assert records[name].sample_rows == len(inputs) == 120 * 7
-        assert records[name].output_sqnr_db == pytest.approx(independent_sqnr(expected.detach(), found.detach()), abs=1e-3)
+        assert records[name].output_sqnr_db == pytest.approx(
+            independent_sqnr(expected.detach(), found.detach()), abs=1e-3
+        )
     assert result.info.sqnr_kind == "output"
     assert result.info.sqnr_db == median(record.output_sqnr_db for record in records.values())
 

@@ -1,0 +1,259 @@
+"""The function API: every parameter does something, and what it promises."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import monoquant as mq
+
+STATIC_PARAMETERS = {
+    "dtype": None,
+    "bits": None,
+    "symmetric": False,
+    "layer_types": None,
+    "layer_names": None,
+    "skip_types": None,
+    "skip_names": None,
+    "num_calibration_samples": 150,
+    "modules_to_not_convert": None,
+    "skip_layer_types": None,
+    "skip_layer_names": None,
+    "skip_param_threshold": None,
+    "group_size": 128,
+    "run_validation": True,
+    "on_failure": "error",
+    "accuracy_warning": "warn",
+    "sqnr_warning_threshold": 20.0,
+    "sqnr_error_threshold": 10.0,
+}
+
+
+def selected(info: mq.QuantizationInfo) -> set[str]:
+    """Names of the quantized layers."""
+    return set(info.selected_layers)
+
+
+@pytest.fixture
+def static(small: nn.Module, tokens: Any) -> Callable[..., mq.QuantizationInfo]:
+    """Call static_quantize on the small model, and return its info."""
+
+    def call(**options: Any) -> mq.QuantizationInfo:
+        options = {"bits": 4, "accuracy_warning": "ignore", **options}
+        return mq.static_quantize(small, tokens, **options)[1]
+
+    return call
+
+
+def test_signature_is_the_promised_one() -> None:
+    """Names, order and defaults of static_quantize are a promise to existing users."""
+    parameters = inspect.signature(mq.static_quantize).parameters
+    assert list(parameters)[:2] == ["model", "calibration_data"]
+    assert {name: p.default for name, p in list(parameters.items())[2:]} == STATIC_PARAMETERS
+    assert list(parameters)[2:] == list(STATIC_PARAMETERS)
+
+
+ALL = {"blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down"}
+
+
+def test_defaults_quantize_the_blocks(static: Any) -> None:
+    """Embedding, norms and lm_head stay float, the rest is packed and measured on outputs."""
+    info = static()
+    assert selected(info) == ALL
+    assert set(info.skipped_layers) == {"embed", "blocks.0.norm", "blocks.1.norm", "bn", "lm_head"}
+    assert info.dtype == torch.int4
+    assert info.sqnr_kind == "output"
+    assert info.calibration_samples_used == 120
+
+
+SELECTION = [
+    ({"layer_types": nn.Linear}, ALL),
+    ({"layer_types": [nn.ModuleList]}, ALL),
+    ({"layer_names": ["blocks.1"]}, {"blocks.1.up", "blocks.1.down"}),
+    ({"layer_names": "blocks.*.up"}, {"blocks.0.up", "blocks.1.up"}),
+    ({"layer_types": nn.Embedding, "layer_names": ["blocks.0"]}, {"blocks.0.up", "blocks.0.down"}),
+    ({"skip_types": nn.ModuleList, "modules_to_not_convert": []}, {"lm_head"}),
+    ({"skip_names": ["blocks.0.up"]}, ALL - {"blocks.0.up"}),
+    ({"modules_to_not_convert": ["up"]}, {"blocks.0.down", "blocks.1.down", "lm_head"}),
+    ({"modules_to_not_convert": []}, ALL | {"lm_head"}),
+    ({"skip_layer_names": ["up"]}, {"blocks.0.down", "blocks.1.down"}),
+    ({"skip_layer_types": [nn.ModuleList], "modules_to_not_convert": []}, {"lm_head"}),
+    ({"skip_param_threshold": 19_201}, {"blocks.0.up", "blocks.1.up"}),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), SELECTION, ids=[str(list(options)) for options, _ in SELECTION])
+def test_selection_parameters(static: Any, options: dict[str, Any], expected: set[str]) -> None:
+    """Each way to choose layers changes which ones are quantized."""
+    assert selected(static(**options)) == expected
+
+
+def test_scheme_parameters(small: nn.Module, tokens: Any) -> None:
+    """group_size and symmetric reach the packed layers and the info."""
+    model, info = mq.static_quantize(small, tokens, bits=4, group_size=32, symmetric=True, accuracy_warning="ignore")
+    packed = model.blocks[0].up.packed_weight
+    assert (packed.group_size, packed.zero_point, info.symmetric) == (32, None, True)
+
+
+def test_int4_can_be_asked_for_by_dtype(static: Any) -> None:
+    """dtype=torch.int4 alone means 4 bits."""
+    assert selected(static(bits=None, dtype=torch.int4)) == ALL
+
+
+REFUSED = [
+    ({"bits": None}, "INT8 is not in this version.*bits=4"),
+    ({"bits": None, "dtype": torch.qint8}, "INT8 is not in this version"),
+    ({"bits": None, "dtype": torch.int8}, "INT8 is not in this version"),
+    ({"bits": None, "dtype": torch.float16}, "FP16 is not in this version"),
+    ({"bits": 8}, "INT8 is not in this version"),
+    ({"bits": 3}, "bits=3 is not in this version"),
+    ({"bits": True}, "bits=4 or dtype"),
+    ({"bits": 4, "dtype": torch.qint8}, "disagree"),
+    ({"dtype": "int4"}, "dtype='int4'"),
+    ({"group_size": 0}, "group_size=0"),
+    ({"symmetric": "yes"}, "symmetric='yes'"),
+    ({"num_calibration_samples": 0}, "num_samples=0"),
+    ({"on_failure": "explode"}, "on_failure='explode'"),
+    ({"accuracy_warning": "explode"}, "on_failure='explode'"),
+    ({"sqnr_warning_threshold": 5.0}, "is above sqnr_warning_threshold"),
+    ({"sqnr_error_threshold": 30.0}, "is above sqnr_warning_threshold"),
+    ({"skip_layer_types": ["Linear"]}, "give one or more module classes"),
+    ({"layer_types": 3}, "3: give a list of module classes"),
+    ({"layer_types": []}, "select no layer at all"),
+    ({"layer_names": [3]}, "must be a string, not 3"),
+    ({"modules_to_not_convert": 3}, "3: give a list of layer names"),
+    ({"skip_param_threshold": -1}, "skip_param_threshold=-1"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), REFUSED, ids=[str(options) for options, _ in REFUSED])
+def test_wrong_options_are_refused(static: Any, options: dict[str, Any], text: str) -> None:
+    """Each wrong value is a ConfigError that says what was given."""
+    with pytest.raises(mq.ConfigError, match=text):
+        static(**options)
+
+
+def test_num_calibration_samples(static: Any) -> None:
+    """Fewer samples are used when fewer are asked for, and few are worth a warning."""
+    info = static(num_calibration_samples=30)
+    assert info.calibration_samples_used == 30
+    assert "Low calibration sample count (30). Recommend at least 100 samples" in " ".join(info.warnings)
+
+
+def test_run_validation(static: Any) -> None:
+    """Without validation nothing is measured, and None says so."""
+    info = static(run_validation=False)
+    assert (info.sqnr_db, info.sqnr_kind, info.original_size_mb, info.compression_ratio) == (None, None, None, None)
+    assert static().sqnr_db is not None
+
+
+def test_on_failure(static: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed check raises or is told, as asked."""
+    from monoquant.passes import validation
+
+    monkeypatch.setattr(validation, "survives_saving", lambda _packed: False)
+    with pytest.raises(mq.ValidationError, match="does not survive"):
+        static()
+    assert "does not survive saving" in " ".join(static(on_failure="ignore").warnings)
+
+
+def test_accuracy_warning_and_thresholds(static: Any) -> None:
+    """Thresholds decide between silence, warning and error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert static(accuracy_warning="error", sqnr_warning_threshold=15.0).warnings == []
+    with pytest.warns(mq.AccuracyWarning, match="Low SQNR") as caught:
+        static(accuracy_warning="warn", sqnr_warning_threshold=40.0)
+    assert caught[0].filename == __file__
+    with pytest.raises(mq.AccuracyError, match="CRITICAL"):
+        static(accuracy_warning="error", sqnr_warning_threshold=40.0, sqnr_error_threshold=40.0)
+
+
+def test_static_quantize_needs_data(small: nn.Module) -> None:
+    """None in place of data is refused with the function that can do without."""
+    with pytest.raises(mq.InputError, match=r"call quantize\(\)"):
+        mq.static_quantize(small, None, bits=4)
+
+
+def test_quantize_defaults_to_int4_without_data(small: nn.Module, unchanged: Any) -> None:
+    """One argument is enough; weights are measured, the model is left alone."""
+    check = unchanged(small)
+    result = mq.quantize(small, plugins=False)
+    check()
+    assert selected(result.info) == ALL
+    assert result.info.sqnr_kind == "weight"
+    assert result.report.calibration is None
+
+
+def test_quantize_agrees_with_the_pipeline_spelled_out(small: nn.Module, tokens: Any) -> None:
+    """The function is the pipeline, nothing more."""
+    by_function = mq.quantize(small, calibration_data=tokens, accuracy_warning="ignore", plugins=False)
+    passes = [
+        mq.SkipSelectionPass.from_options(),
+        mq.CalibrationPass(tokens),
+        mq.Int4PackPass(),
+        mq.ValidationPass(),
+        mq.AccuracyWarningPass("ignore"),
+    ]
+    by_hand = mq.Quantizer(passes).run(small)
+    assert by_function.report == by_hand.report
+    assert by_function.info == by_hand.info
+
+
+def test_the_other_parameters_of_quantize(small: nn.Module, tokens: Any) -> None:
+    """scale_dtype, select, forward, progress, add_default_skips, inplace and plugins reach the run."""
+    options: dict[str, Any] = {"accuracy_warning": "ignore", "plugins": False}
+    assert mq.quantize(small, scale_dtype=torch.bfloat16, **options).report.scheme.scale_dtype == torch.bfloat16
+    pairs = [(batch, torch.zeros(12)) for batch in tokens]
+    told: list[int] = []
+    chosen = mq.quantize(small, calibration_data=pairs, select=0, progress=lambda done, _: told.append(done), **options)
+    assert chosen.info.calibration_samples_used == told[-1] == 120
+    forwarded = mq.quantize(small, calibration_data=pairs, forward=lambda model, pair: model(pair[0]), **options)
+    assert forwarded.report == chosen.report
+    few = mq.quantize(small, calibration_data=tokens, num_calibration_samples=7, **options)
+    assert few.info.calibration_samples_used == 7
+    both = mq.quantize(small, modules_to_not_convert=["up"], add_default_skips=True, **options)
+    assert selected(both.info) == {"blocks.0.down", "blocks.1.down"}
+    assert selected(mq.quantize(small, dtype=torch.int4, layer_names="blocks.0", **options).info) == {
+        "blocks.0.up",
+        "blocks.0.down",
+    }
+    assert mq.quantize(small, inplace=True, **options).model is small
+
+
+def test_plugins_can_be_turned_off(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """quantize asks installed plugins unless told not to."""
+    from monoquant import api
+
+    asked = []
+
+    class Spy(mq.PluginManager):
+        def __init__(self, *, discover: bool = True) -> None:
+            asked.append(discover)
+            super().__init__(discover=False)
+
+    monkeypatch.setattr(api, "PluginManager", Spy)
+    mq.quantize(small, accuracy_warning="ignore")
+    mq.quantize(small, accuracy_warning="ignore", plugins=False)
+    assert asked == [True, False]
+
+
+@pytest.mark.parametrize("model", [{"weight": torch.ones(2, 2)}, "model.pt", None, 3])
+def test_what_is_no_module_is_refused(model: Any) -> None:
+    """State dicts, paths and nonsense get a clear error."""
+    with pytest.raises(mq.InputError, match=r"give an nn\.Module"):
+        mq.quantize(model, plugins=False)
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    """Everything in __all__ is there and has a docstring of its own."""
+    for name in mq.__all__:
+        public = getattr(mq, name)
+        if inspect.isclass(public) or inspect.isfunction(public):
+            assert inspect.getdoc(public), name
