@@ -68,7 +68,7 @@ def test_load_into_a_meta_model(small: nn.Module, tokens: Any, tmp_path: Path) -
     """A model that was never materialized takes all its tensors from the file."""
     result, path = saved(small, tmp_path)
     with torch.device("meta"):
-        from tests.conftest import Small  # noqa: PLC0415
+        from tests.conftest import Small
 
         empty = Small()
     loaded = mq.load(path, empty)
