@@ -30,9 +30,8 @@ Policy = Literal["error", "warn", "ignore"]
 
 def quantize(
     model: nn.Module,
-    bits: int | None = None,
+    bits: int = 4,
     *,
-    dtype: torch.dtype | None = None,
     group_size: int = 128,
     symmetric: bool = False,
     scale_dtype: torch.dtype = torch.float16,
@@ -60,8 +59,7 @@ def quantize(
 
     Args:
         model: A trained module; left alone unless ``inplace``.
-        bits: 4 (default).
-        dtype: torch.int4, another way to ask for 4 bits.
+        bits: 4 (default); other widths are refused until they arrive.
         group_size: Input features per scale; default 128.
         symmetric: Codes -8..7 instead of 0..15 with a zero_point; default False.
         scale_dtype: torch.float16 (default), torch.bfloat16 or torch.float32.
@@ -96,7 +94,7 @@ def quantize(
         AccuracyError: When the damage is CRITICAL and ``accuracy_warning="error"``.
         PluginError: When an installed plugin is wrong.
     """
-    _require_int4(bits, dtype, default=4)
+    _require_int4(bits, None)
     pack = Int4PackPass(group_size, symmetric, scale_dtype)
     skips = SkipSelectionPass.from_options(
         modules_to_not_convert,
@@ -168,7 +166,7 @@ def static_quantize(
     Raises:
         MonoquantError: As :func:`quantize`.
     """
-    _require_int4(bits, dtype, default=8)
+    _require_int4(bits, dtype)
     if calibration_data is None:
         raise InputError("calibration_data is None: give batches, or call quantize(), which can do without")
     pack = Int4PackPass(group_size, symmetric)
@@ -266,11 +264,11 @@ def _selection_rules(types: Types | None, names: Names | None) -> list[SkipRule]
     return [~AnyRule(chosen)] if chosen else []
 
 
-def _require_int4(bits: int | None, dtype: torch.dtype | None, default: int) -> None:
+def _require_int4(bits: int | None, dtype: torch.dtype | None) -> None:
     by_dtype: dict[torch.dtype, int] = {INT4: 4, torch.qint8: 8, torch.int8: 8, torch.float16: 16}
     if dtype is not None and dtype not in by_dtype:
         raise ConfigError(f"dtype={dtype!r}: give torch.int4")
-    meant = by_dtype[dtype] if dtype is not None else (default if bits is None else bits)
+    meant = by_dtype[dtype] if dtype is not None else (8 if bits is None else bits)
     if dtype is not None and bits is not None and bits != meant:
         raise ConfigError(f"bits={bits!r} and dtype={dtype} disagree: give one of them")
     if meant != 4 or isinstance(bits, bool):

@@ -220,7 +220,7 @@ def test_the_other_parameters_of_quantize(small: nn.Module, tokens: Any) -> None
     assert few.info.calibration_samples_used == 7
     both = mq.quantize(small, modules_to_not_convert=["up"], add_default_skips=True, **options)
     assert selected(both.info) == {"blocks.0.down", "blocks.1.down"}
-    assert selected(mq.quantize(small, dtype=torch.int4, layer_names="blocks.0", **options).info) == {
+    assert selected(mq.quantize(small, bits=4, layer_names="blocks.0", **options).info) == {
         "blocks.0.up",
         "blocks.0.down",
     }

@@ -95,20 +95,27 @@ class CalibrationPass(Pass):
     def _feed(self, model: nn.Module) -> tuple[int, int]:
         show = _progress_function(self.progress)
         samples = batches = 0
-        for batch in _noting_failures(self.data):
-            chosen = self._chosen(batch, batches)
-            size = _batch_size(chosen, batches)
-            room = self.num_samples - samples
-            if size > room and self.forward is None:
-                chosen, size = _cut(chosen, size, room)
-            self._run_model(model, chosen, batches)
-            samples, batches = samples + size, batches + 1
-            show(samples, self.num_samples)
-            if samples >= self.num_samples:
-                break
+        try:
+            for batch in _noting_failures(self.data):
+                samples += self._feed_batch(model, batch, batches, self.num_samples - samples)
+                batches += 1
+                show(samples, self.num_samples)
+                if samples >= self.num_samples:
+                    break
+        finally:
+            if self.progress is True:
+                sys.stderr.write("\n")
         if not samples:
             raise InputError("calibration data holds no samples: it is empty, or a generator that was used up before")
         return samples, batches
+
+    def _feed_batch(self, model: nn.Module, batch: Any, index: int, room: int) -> int:
+        chosen = self._chosen(batch, index)
+        size = _batch_size(chosen, index)
+        if size > room and self.forward is None:
+            chosen, size = _cut(chosen, size, room)
+        self._run_model(model, chosen, index)
+        return size
 
     def _chosen(self, batch: Any, index: int) -> Any:
         if self.select is None:
@@ -242,8 +249,6 @@ def _progress_function(progress: bool | Progress) -> Progress:
 
 def _write_progress(samples: int, wanted: int) -> None:
     sys.stderr.write(f"\rcalibrating: {samples} of at most {wanted} samples")
-    if samples >= wanted:
-        sys.stderr.write("\n")
     sys.stderr.flush()
 
 

@@ -274,7 +274,8 @@ def skip_rules() -> SearchStrategy[SkipRule]:
     by_type = kinds.map(lambda chosen: TypeRule(*chosen))
     by_size = st.builds(ThresholdRule, st.sampled_from((0, 512, 100_000)) | st.integers(0, 2**24))
     leaves: SearchStrategy[SkipRule] = st.one_of(by_name, by_type, by_size)
-    return st.recursive(leaves, _combined, max_leaves=6)
+    # Alone, st.recursive would hardly ever yield a rule that is not a combination.
+    return leaves | _combined(st.recursive(leaves, _combined, max_leaves=4))
 
 
 def _combined(rules: SearchStrategy[SkipRule]) -> SearchStrategy[SkipRule]:
