@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from monoquant.report import QuantizationInfo, ValidationResult
+from typing import Any
 
 
 class MonoquantError(Exception):
@@ -48,10 +45,11 @@ class ValidationError(MonoquantError, ValueError):
     Args:
         message: Every failed check, with its layer.
         layers: Names of the layers that failed.
-        result: The validation as measured.
+        result: The ValidationResult as measured.
     """
 
-    def __init__(self, message: str, *, layers: Iterable[str], result: ValidationResult) -> None:
+    # Any, because reports live on a higher floor than errors.
+    def __init__(self, message: str, *, layers: Iterable[str], result: Any) -> None:
         super().__init__(message, layers=layers)
         self.result = result
 
@@ -62,10 +60,11 @@ class AccuracyError(MonoquantError, ValueError):
     Args:
         message: Text that contains ``CRITICAL``, with the worst layers named.
         layers: Every failing layer, worst first.
-        info: The run's summary, its ``warnings`` filled.
+        info: The run's QuantizationInfo, its ``warnings`` filled.
     """
 
-    def __init__(self, message: str, *, layers: Iterable[str], info: QuantizationInfo) -> None:
+    # Any, because reports live on a higher floor than errors.
+    def __init__(self, message: str, *, layers: Iterable[str], info: Any) -> None:
         super().__init__(message, layers=layers)
         self.info = info
 

@@ -8,46 +8,15 @@ import attrs
 
 from monoquant.errors import FileError
 from monoquant.report.plain import from_plain, to_plain
-from monoquant.report.records import CalibrationFacts, LayerReport, ValidationResult
+from monoquant.report.records import ReportData
 from monoquant.report.table import render
-from monoquant.values import Action, Finding, Scheme
 
 REPORT_VERSION = 1
 
 
 @attrs.frozen
-class QuantReport:
-    """Everything that was decided and measured in one run; ``print`` it for a table, worst layers first.
-
-    Args:
-        scheme: The scheme that was asked for.
-        layers: One record per layer, in model order; together they own every parameter.
-        findings: What a person should know, worst first.
-        original_bytes: Bytes of all parameters and buffers before, shared memory counted once.
-        quantized_bytes: The same after.
-        pooled_weight_sqnr_db: SQNR of all packed weights together in dB; None if not measured.
-        calibration: Calibration facts; None if there was no calibration.
-        validation: The validation; None if there was none.
-        versions: Pairs of package and version: monoquant, torch, active plugins.
-    """
-
-    scheme: Scheme
-    layers: tuple[LayerReport, ...]
-    findings: tuple[Finding, ...]
-    original_bytes: int
-    quantized_bytes: int
-    pooled_weight_sqnr_db: float | None = None
-    calibration: CalibrationFacts | None = None
-    validation: ValidationResult | None = None
-    versions: tuple[tuple[str, str], ...] = ()
-
-    def by_action(self, action: Action) -> tuple[LayerReport, ...]:
-        """Records of the layers with one kind of decision, in model order.
-
-        Args:
-            action: quantize, skip or unsupported.
-        """
-        return tuple(record for record in self.layers if record.action is action)
+class QuantReport(ReportData):
+    """Everything that was decided and measured in one run; ``print`` it for a table, worst layers first."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values.

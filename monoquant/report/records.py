@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import torch
 
-from monoquant.values import BUILT_IN, Action, Origin, Scheme
+from monoquant.values import BUILT_IN, Action, Finding, Origin, Scheme
 
 
 @attrs.frozen
@@ -101,3 +101,38 @@ class ValidationResult:
     weight_range_valid: bool = False
     errors: list[str] = attrs.field(factory=list)
     warnings: list[str] = attrs.field(factory=list)
+
+
+@attrs.frozen
+class ReportData:
+    """The fields of a report: everything that was decided and measured in one run.
+
+    Args:
+        scheme: The scheme that was asked for.
+        layers: One record per layer, in model order; together they own every parameter.
+        findings: What a person should know, worst first.
+        original_bytes: Bytes of all parameters and buffers before, shared memory counted once.
+        quantized_bytes: The same after.
+        pooled_weight_sqnr_db: SQNR of all packed weights together in dB; None if not measured.
+        calibration: Calibration facts; None if there was no calibration.
+        validation: The validation; None if there was none.
+        versions: Pairs of package and version: monoquant, torch, active plugins.
+    """
+
+    scheme: Scheme
+    layers: tuple[LayerReport, ...]
+    findings: tuple[Finding, ...]
+    original_bytes: int
+    quantized_bytes: int
+    pooled_weight_sqnr_db: float | None = None
+    calibration: CalibrationFacts | None = None
+    validation: ValidationResult | None = None
+    versions: tuple[tuple[str, str], ...] = ()
+
+    def by_action(self, action: Action) -> tuple[LayerReport, ...]:
+        """Records of the layers with one kind of decision, in model order.
+
+        Args:
+            action: quantize, skip or unsupported.
+        """
+        return tuple(record for record in self.layers if record.action is action)

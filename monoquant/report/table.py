@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-from monoquant.report.records import LayerReport
+from monoquant.report.records import LayerReport, ReportData
 from monoquant.report.wording import grouped
 from monoquant.values import BUILT_IN, Action, Finding
-
-if TYPE_CHECKING:
-    from monoquant.report.quant_report import QuantReport
 
 HEADINGS = ("layer", "decision", "before", "after", "weight dB", "output dB", "why")
 _ORDER = {Action.QUANTIZE: 0, Action.UNSUPPORTED: 1, Action.SKIP: 2}
@@ -56,7 +52,7 @@ def _rank(record: LayerReport) -> tuple[int, float, int]:
     return (_ORDER[record.action], damage, -record.bytes_after)
 
 
-def render(report: QuantReport) -> str:
+def render(report: ReportData) -> str:
     """The whole report as text, some lines wide and one line per layer.
 
     Args:
@@ -85,7 +81,7 @@ def _decibels(record: LayerReport) -> tuple[float | None, float | None]:
     return record.weight_sqnr_db, record.output_sqnr_db
 
 
-def _summary(report: QuantReport) -> list[str]:
+def _summary(report: ReportData) -> list[str]:
     counts = ", ".join(f"{len(report.by_action(action))} {action.value}" for action in _ORDER)
     ratio = report.original_bytes / max(report.quantized_bytes, 1)
     before, after = format_bytes(report.original_bytes), format_bytes(report.quantized_bytes)
@@ -105,7 +101,7 @@ def _summary(report: QuantReport) -> list[str]:
     return lines
 
 
-def _median_of(report: QuantReport) -> float | None:
+def _median_of(report: ReportData) -> float | None:
     return report.validation.sqnr_db if report.validation is not None else None
 
 
