@@ -109,5 +109,8 @@ def survives_saving(packed: PackedInt4) -> bool:
 
 
 def _outputs(packed: PackedInt4, probe: Tensor) -> Tensor:
-    chunks = row_chunks(packed.rows, packed.columns)
-    return torch.cat([probe @ dequantized_rows(packed, rows).cpu().float().T for rows in chunks], dim=1)
+    # Filled in place: small results kept between large temporaries would fragment the heap by tens of MiB.
+    outputs = probe.new_empty(len(probe), packed.rows)
+    for rows in row_chunks(packed.rows, packed.columns):
+        outputs[:, rows] = probe @ dequantized_rows(packed, rows).cpu().float().T
+    return outputs
