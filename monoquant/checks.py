@@ -116,7 +116,7 @@ def _worst_measure(record: LayerReport) -> tuple[float, str]:
 def _critical(records: list[LayerReport], info: QuantizationInfo, gate: AccuracyGate) -> list[Finding]:
     failing = [(*_worst_measure(record), record) for record in records]
     failing = [item for item in failing if math.isnan(item[0]) or item[0] < gate.sqnr_error_threshold]
-    remedy = _remedy([record for *_, record in _worst_first(failing)], info)
+    remedy = _remedy([record for value, _, record in _worst_first(failing) if not math.isnan(value)], info)
     return [
         Finding(
             "sqnr-critical",
@@ -124,7 +124,7 @@ def _critical(records: list[LayerReport], info: QuantizationInfo, gate: Accuracy
             f"CRITICAL: Very low SQNR ({value:.2f} dB) of the {what} of layer {record.name!r}. "
             "Significant accuracy loss likely.",
             record.layer,
-            remedy,
+            "Look for NaN or Inf in the inputs that calibration gave it." if math.isnan(value) else remedy,
         )
         for value, what, record in _worst_first(failing)
     ]

@@ -130,7 +130,7 @@ def _is_lazy(module: nn.Module) -> bool:
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    return isinstance(module, PackedInt4) or type(module).__module__.startswith("torch.ao.nn.quantized")
+    return any(isinstance(child, PackedInt4) for child in module.children()) or type(module).__module__.startswith("torch.ao.nn.quantized")
 
 
 def _own_tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -167,7 +167,8 @@ def _observed(modules: Mapping[str, nn.Module], samplers: Mapping[str, RowSample
 def _feeding(sampler: RowSampler) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def observe(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = args[0] if args else kwargs["input"]
-        sampler.update(inputs.values() if inputs.is_nested else inputs)
+        for part in inputs.unbind() if inputs.is_nested else (inputs,):
+            sampler.update(part)
 
     return observe
 

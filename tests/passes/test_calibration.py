@@ -301,6 +301,19 @@ def test_layers_that_data_never_reaches_are_reported() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_padded_batches_in_nested_tensors_are_sampled() -> None:
+    """TransformerEncoder packs padded batches into nested tensors: only real positions are seen, and outputs measured."""
+    layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1)
+    padding = torch.zeros(6, 7, dtype=torch.bool)
+    padding[:, 5:] = True
+    _, result = calibrate([{"src": torch.randn(6, 7, 32), "src_key_padding_mask": padding}], model)
+    records = {record.layer: record for record in result.report.by_action(mq.Action.QUANTIZE)}
+    assert records["layers.0.linear1"].sample_rows == 6 * 5
+    assert records["layers.0.linear1"].output_sqnr_db > 15
+
+
 def test_only_layers_to_be_quantized_are_observed() -> None:
     """A skipped layer costs no memory, also when calibration stands before the selection."""
     kept = []
