@@ -224,7 +224,7 @@ def get_layers_to_skip(
     modules_to_not_convert: Names | None = None,
     skip_layer_types: Types | None = None,
     skip_layer_names: Names | None = None,
-    skip_param_threshold: int = 0,
+    skip_param_threshold: int | None = 0,
 ) -> set[str]:
     """Name the layers that the given options keep in float; here None means none, not a default.
 
@@ -245,7 +245,7 @@ def get_layers_to_skip(
         [] if modules_to_not_convert is None else modules_to_not_convert,
         [] if skip_layer_types is None else skip_layer_types,
         skip_layer_names,
-        skip_param_threshold,
+        skip_param_threshold or 0,
     )
     rules = [rule.value for rule in options.rules]
     return {layer.name for layer in inventory(model) if any(rule.reason(layer) is not None for rule in rules)}

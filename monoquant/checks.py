@@ -10,16 +10,18 @@ from typing import Any
 import attrs
 
 from monoquant.errors import ConfigError
+from monoquant.modules.packed_int4 import storage_bytes
 from monoquant.report import LayerReport, QuantizationInfo
 from monoquant.report.table import format_bytes
 from monoquant.rules import INT4_SKIP_THRESHOLD
-from monoquant.values import Action, Finding, Severity
+from monoquant.values import Action, Finding, Scheme, Severity
 
 GOOD_SQNR_DB = 30.0
 FORMAT_MARGIN_DB = 3.0
 FEW_SAMPLES = 50
 ENOUGH_SAMPLES = 100
 _NAMED_LAYERS = 3
+_SMALLER_GROUP = 32
 
 
 def _check_order(gate: AccuracyGate, _attribute: Any, _value: Any) -> None:
@@ -180,14 +182,17 @@ def _remedy(failing: Sequence[LayerReport], info: QuantizationInfo) -> str:
     names = [record.layer for record in worst]
     what = "it" if len(failing) == 1 else "them" if len(failing) == len(worst) else "the worst"
     remedy = f"Keep {what} in float with skip_layer_names={names} (+{cost})"
-    smaller = 32
     scheme = failing[0].scheme
-    if scheme is None or scheme.group_size <= smaller:
+    if scheme is None or scheme.group_size <= _SMALLER_GROUP:
         return f"{remedy}."
-    weights = sum(math.prod(record.shape) for record in info.layers if record.action is Action.QUANTIZE)
-    per_group = scheme.scale_dtype.itemsize + (0 if scheme.symmetric else 0.5)
-    extra = weights * per_group * (1 / smaller - 1 / scheme.group_size)
-    return f"{remedy}, or use group_size={smaller} (+{format_bytes(extra)})."
+    extra = format_bytes(_price_of_smaller_groups(info, scheme))
+    return f"{remedy}, or use group_size={_SMALLER_GROUP} (+{extra})."
+
+
+def _price_of_smaller_groups(info: QuantizationInfo, scheme: Scheme) -> int:
+    smaller = attrs.evolve(scheme, group_size=_SMALLER_GROUP)
+    shapes = [record.shape for record in info.layers if record.action is Action.QUANTIZE and len(record.shape) == 2]
+    return sum(storage_bytes(*shape, smaller) - storage_bytes(*shape, scheme) for shape in shapes)
 
 
 @attrs.frozen

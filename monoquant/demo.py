@@ -172,7 +172,9 @@ def _as_bytes(paragraphs: list[str]) -> Tensor:
 
 def _tell_text(text: Text, write: Write) -> None:
     write("1. Text: the documentation topics that ship with Python (pydoc_data), every paragraph once\n")
-    sizes = f"{len(text.train):,} bytes to train, {len(text.calibration):,} to calibrate, {len(text.held_out):,} held out"
+    sizes = (
+        f"{len(text.train):,} bytes to train, {len(text.calibration):,} to calibrate, {len(text.held_out):,} held out"
+    )
     write(f"   {sizes}; no paragraph is in two parts\n")
 
 

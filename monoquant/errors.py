@@ -71,3 +71,12 @@ class AccuracyError(MonoquantError, ValueError):
 
 class AccuracyWarning(UserWarning):
     """Quantization may have cost accuracy; filter it with ``warnings.filterwarnings``."""
+
+
+def quoted(layers: Iterable[str]) -> str:
+    """Names of layers as errors show them, the root as ``(root)``.
+
+    Args:
+        layers: Dotted names.
+    """
+    return ", ".join(repr(layer or "(root)") for layer in layers)

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import attrs
 
 from monoquant.checks import BUILT_IN_CHECKS, WarningCheck
+from monoquant.errors import ConfigError
 from monoquant.rules import SkipRule
 from monoquant.values import BUILT_IN, Origin
 
@@ -28,6 +29,10 @@ class Registered(Generic[T]):
 
 
 def _in_one_order(entries: Iterable[Registered[T]]) -> tuple[Registered[T], ...]:
+    entries = tuple(entries)
+    bare = [entry for entry in entries if not isinstance(entry, Registered)]
+    if bare:
+        raise ConfigError(f"{bare[0]!r} has no origin: give Registered(value, Origin(name, version))")
     # Built-ins first, then by plugin name: the order of registration never changes a result.
     return tuple(sorted(entries, key=lambda entry: (entry.origin != BUILT_IN, entry.origin.name, repr(entry.value))))
 

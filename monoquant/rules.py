@@ -170,8 +170,19 @@ def _canonical(rules: Iterable[Any]) -> tuple[SkipRule, ...]:
     wrong = [rule for rule in members if not isinstance(rule, SkipRule)]
     if wrong:
         raise ConfigError(f"{wrong[0]!r} is not a SkipRule instance; give rules such as TypeRule(nn.Embedding)")
-    # One order for one set of rules, so that a | b and b | a are the same rule with the same reasons.
-    return tuple(sorted(dict.fromkeys(members), key=repr))
+    # One order for one set of rules, so that a | b and b | a are the same rule. Rules need not be hashable.
+    different = [rule for index, rule in enumerate(members) if rule not in members[:index]]
+    return tuple(sorted(different, key=repr))
+
+
+def _reasons(rules: Iterable[SkipRule], layer: Layer) -> list[str]:
+    """Different reasons in an order that does not depend on that of the rules, even if they look alike."""
+    found = sorted((repr(rule), reason) for rule in rules if (reason := rule.reason(layer)) is not None)
+    return list(dict.fromkeys(reason for _, reason in found))
+
+
+def _one_rule(rule: Any) -> SkipRule:
+    return _canonical([rule])[0]
 
 
 @attrs.frozen(repr=False)
@@ -185,8 +196,7 @@ class AnyRule(SkipRule):
     rules: tuple[SkipRule, ...] = attrs.field(converter=_canonical)
 
     def reason(self, layer: Layer) -> str | None:
-        reasons = [reason for rule in self.rules if (reason := rule.reason(layer)) is not None]
-        return "; ".join(dict.fromkeys(reasons)) if reasons else None
+        return "; ".join(_reasons(self.rules, layer)) or None
 
     def unmatched(self, layers: Sequence[Layer]) -> list[str]:
         return [dead for rule in self.rules for dead in rule.unmatched(layers)]
@@ -206,9 +216,9 @@ class AllRule(SkipRule):
     rules: tuple[SkipRule, ...] = attrs.field(converter=_canonical)
 
     def reason(self, layer: Layer) -> str | None:
-        reasons = [rule.reason(layer) for rule in self.rules]
-        present = [reason for reason in reasons if reason is not None]
-        return " and ".join(present) if present and len(present) == len(reasons) else None
+        if any(rule.reason(layer) is None for rule in self.rules):
+            return None
+        return " and ".join(_reasons(self.rules, layer)) or None
 
     def unmatched(self, layers: Sequence[Layer]) -> list[str]:
         return [dead for rule in self.rules for dead in rule.unmatched(layers)] or super().unmatched(layers)
@@ -225,7 +235,7 @@ class NotRule(SkipRule):
         rule: The rule to turn around.
     """
 
-    rule: SkipRule
+    rule: SkipRule = attrs.field(converter=_one_rule)
 
     def reason(self, layer: Layer) -> str | None:
         return f"not selected by {self.rule!r}" if self.rule.reason(layer) is None else None

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from monoquant.errors import InputError
+from monoquant.errors import InputError, quoted
 from monoquant.modules.packed_int4 import PackedInt4
 from monoquant.values import Ancestor, Layer
 
-_WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
+_WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 
 
 def inventory(model: nn.Module) -> tuple[Layer, ...]:
@@ -33,8 +33,8 @@ def inventory(model: nn.Module) -> tuple[Layer, ...]:
     owners = {module: found for module, found in names.items() if _owns_parameters(module)}
     ties = _ties({module: found[0] for module, found in owners.items()})
     types = {name: type(module) for module, found in names.items() for name in found}
-    wrapped = type(model).__name__ in _WRAPPERS
-    return tuple(_layer(module, found, ties[module], types, wrapped) for module, found in owners.items())
+    wrapping = _wrapping(model)
+    return tuple(_layer(module, found, ties[module], types, wrapping) for module, found in owners.items())
 
 
 def names_of_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -106,6 +106,15 @@ def joined(module: str, key: str) -> str:
     return f"{module}.{key}" if module else key
 
 
+def _wrapping(model: nn.Module) -> str:
+    """Prefix that wrappers such as torch.compile put before the names of the model that people mean."""
+    prefix = ""
+    while (attribute := _WRAPPERS.get(type(model).__name__)) is not None:
+        prefix += f"{attribute}."
+        model = model.get_submodule(attribute)
+    return prefix
+
+
 def _refuse_non_modules(model: object) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("the model is a TorchScript module, whose layers cannot be replaced: give the eager nn.Module")
@@ -117,12 +126,17 @@ def _refuse_non_modules(model: object) -> None:
 def _refuse_unready(names: dict[nn.Module, list[str]]) -> None:
     lazy = [found[0] for module, found in names.items() if _is_lazy(module)]
     if lazy:
-        text = ", ".join(map(repr, lazy))
-        raise InputError(f"lazy layers have no shape yet: {text}; run the model once on real input first", layers=lazy)
+        message = f"lazy layers have no shape yet: {quoted(lazy)}; run the model once on real input first"
+        raise InputError(message, layers=lazy)
     packed = [found[0] for module, found in names.items() if _is_quantized(module)]
     if packed:
-        text = ", ".join(map(repr, packed))
-        raise InputError(f"already quantized: {text}; start again from the float model", layers=packed)
+        outermost = [name for name in packed if not any(_contains(other, name) for other in packed)]
+        message = f"already quantized: {quoted(outermost)}; start again from the float model"
+        raise InputError(message, layers=outermost)
+
+
+def _contains(container: str, name: str) -> bool:
+    return name != container and name.startswith(f"{container}." if container else "")
 
 
 def _is_lazy(module: nn.Module) -> bool:
@@ -130,7 +144,9 @@ def _is_lazy(module: nn.Module) -> bool:
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    return any(isinstance(child, PackedInt4) for child in module.children()) or type(module).__module__.startswith("torch.ao.nn.quantized")
+    return any(isinstance(child, PackedInt4) for child in module.children()) or type(module).__module__.startswith(
+        "torch.ao.nn.quantized"
+    )
 
 
 def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -154,12 +170,12 @@ def _ties(owners: dict[nn.Module, str]) -> dict[nn.Module, tuple[str, ...]]:
     return tied
 
 
-def _layer(module: nn.Module, names: list[str], ties: tuple[str, ...], types: dict[str, type], wrapped: bool) -> Layer:
+def _layer(module: nn.Module, names: list[str], ties: tuple[str, ...], types: dict[str, type], wrapping: str) -> Layer:
     parameters = dict(module.named_parameters(recurse=False))
     weight = parameters.get("weight")
     if weight is None:
         weight = max(parameters.values(), key=Tensor.numel)
-    aliases = names[1:] + ([name.partition(".")[2] for name in names] if wrapped else [])
+    aliases = names[1:] + ([name.removeprefix(wrapping) for name in names] if wrapping else [])
     return Layer(
         name=names[0],
         type=type(module),

@@ -7,7 +7,7 @@ import warnings
 from torch import nn
 
 from monoquant.checks import AccuracyGate, SqnrCheck
-from monoquant.errors import AccuracyWarning, InputError, ValidationError
+from monoquant.errors import AccuracyWarning, InputError, ValidationError, quoted
 from monoquant.measurement import Measurement, is_finite, measure_layer, survives_saving
 from monoquant.modules.int4_linear import Int4Linear
 from monoquant.numerics.memory import stored_bytes
@@ -85,8 +85,8 @@ def _pairs(original: nn.Module, quantized: nn.Module) -> dict[str, tuple[nn.Line
         else:
             strangers.append(name)
     if strangers:
-        text = ", ".join(map(repr, strangers))
-        raise InputError(f"packed layers without a float Linear of that name and shape: {text}", layers=strangers)
+        message = f"packed layers without a float Linear of that name and shape: {quoted(strangers)}"
+        raise InputError(message, layers=strangers)
     return pairs
 
 

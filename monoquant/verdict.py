@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -67,13 +68,16 @@ def run_checks(
 
 def _findings_of(check: Registered[WarningCheck], info: QuantizationInfo, gate: AccuracyGate) -> list[Finding]:
     try:
-        found = list(check.value.check(info, gate))
+        answer: Any = check.value.check(info, gate)
+        found = list(answer) if isinstance(answer, Iterable) else None
     except Exception as error:
         error.add_note(f"raised by the warning check {check.value!r} of {check.origin}")
         raise
-    wrong = [item for item in found if not isinstance(item, Finding)]
-    if wrong:
-        raise PluginError(f"the warning check {check.value!r} of {check.origin} yielded {wrong[0]!r}: yield Findings")
+    if found is None or not all(isinstance(item, Finding) for item in found):
+        given = answer if found is None else found
+        raise PluginError(
+            f"the warning check {check.value!r} of {check.origin} answered {given!r}: return a list of Findings"
+        )
     return [_stamped(finding, check) for finding in found]
 
 
@@ -106,7 +110,7 @@ def deliver(info: QuantizationInfo, findings: Sequence[Finding], on_failure: str
 
 def _frames_to_caller() -> int:
     """Stack level, seen from the calling function, of the first frame outside monoquant."""
-    package = str(Path(__file__).parent)
+    package = f"{Path(__file__).parent}{os.sep}"
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_code.co_filename.startswith(package):
         level, frame = level + 1, frame.f_back

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -36,36 +37,39 @@ class PluginManager:
         self._origins: dict[str, Origin] = {}
         self.register(builtin, BUILT_IN)
         for entry_point in _installed() if discover else ():
-            self.register(_load(entry_point), _origin(entry_point))
+            self.register(_load(entry_point), _origin(entry_point), entry_point.name)
 
     @property
     def plugins(self) -> tuple[Origin, ...]:
-        """Registered plugins by name, without monoquant itself."""
-        return tuple(self._origins[name] for name in sorted(self._origins) if name != BUILT_IN.name)
+        """Where the registered plugins come from, by name, without monoquant itself."""
+        others = {origin for name, origin in self._origins.items() if name != BUILT_IN.name}
+        return tuple(sorted(others, key=lambda origin: (origin.name, origin.version or "")))
 
-    def register(self, plugin: object, origin: Origin) -> None:
+    def register(self, plugin: object, origin: Origin, name: str | None = None) -> None:
         """Add a plugin.
 
         Args:
             plugin: A module or an object with functions marked by ``hookimpl``.
-            origin: Its name and version, for reports and errors.
+            origin: Its distribution and version, for reports and errors.
+            name: What it is called here; default: the origin's name. One distribution may bring several plugins.
 
         Raises:
             PluginError: For a doubled name, a hook that does not exist, a missing marker or a wrong argument; the
                 manager stays as it was.
         """
-        if origin.name in self._origins:
-            raise PluginError(f"plugin {origin}: another plugin is called {origin.name!r} already; remove one of them")
+        name = origin.name if name is None else name
+        if name in self._origins:
+            raise PluginError(f"plugin {origin}: another plugin is called {name!r} already; remove one of them")
         _require_instance(plugin, origin)
         _require_markers(plugin, origin)
         try:
-            self._manager.register(plugin, name=origin.name)
+            self._manager.register(plugin, name=name)
             self._manager.check_pending()
         except (pluggy.PluginValidationError, ValueError) as error:
-            if self._manager.has_plugin(origin.name):
-                self._manager.unregister(name=origin.name)
+            if self._manager.has_plugin(name):
+                self._manager.unregister(name=name)
             raise PluginError(f"plugin {origin}: {error}; the hooks are {', '.join(_hook_names())}") from error
-        self._origins[origin.name] = origin
+        self._origins[name] = origin
 
     def registry(self, scheme: Scheme) -> Registry:
         """Ask every plugin, once, for what it contributes.
@@ -88,16 +92,28 @@ class PluginManager:
     def _collect(self, hook: str, kind: type[T], scheme: Scheme) -> tuple[Registered[T], ...]:
         found: list[Registered[T]] = []
         for name, origin in self._origins.items():
-            others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name]
-            caller = self._manager.subset_hook_caller(hook, others)
             try:
-                answers = caller(scheme=scheme)
+                members = list(self._ask(name, hook, scheme))
+            except PluginError as error:
+                raise PluginError(
+                    f"plugin {origin}: {hook} {error}; return instances of {kind.__name__} in a list"
+                ) from None
             except Exception as error:
                 raise PluginError(f"plugin {origin}: {hook} raised {type(error).__name__}: {error}") from error
-            found += [
-                Registered(value, origin) for answer in answers for value in _instances(answer, kind, hook, origin)
-            ]
+            _require_instances(members, kind, f"plugin {origin}: {hook}")
+            found += [Registered(member, origin) for member in members]
         return tuple(found)
+
+    def _ask(self, name: str, hook: str, scheme: Scheme) -> Iterable[Any]:
+        others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name]
+        answers = self._manager.subset_hook_caller(hook, others)(scheme=scheme)
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        if any(found.plugin_name == name for found in implementations) and not answers:
+            raise PluginError("returned None")  # pluggy leaves None out of the answers
+        for answer in answers:
+            if not isinstance(answer, Iterable) or isinstance(answer, (str, bytes)):
+                raise PluginError(f"returned {answer!r}")
+            yield from answer
 
 
 def _installed() -> list[EntryPoint]:
@@ -135,20 +151,19 @@ def _require_markers(plugin: object, origin: Origin) -> None:
     unmarked = [
         name
         for name in dir(plugin)
-        if name.startswith(specs.PREFIX) and not hasattr(getattr(plugin, name), f"{specs.PROJECT}_impl")
+        if name.startswith(specs.PREFIX)
+        and inspect.isroutine(getattr(plugin, name))
+        and not hasattr(getattr(plugin, name), f"{specs.PROJECT}_impl")
     ]
     if unmarked:
         raise PluginError(f"plugin {origin}: {', '.join(unmarked)} lacks the marker; put @monoquant.hookimpl above it")
 
 
-def _instances(answer: Any, kind: type[T], hook: str, origin: Origin) -> list[T]:
-    wanted = f"return instances of {kind.__name__} in a list"
-    if not isinstance(answer, Iterable) or isinstance(answer, (str, bytes)):
-        raise PluginError(f"plugin {origin}: {hook} returned {answer!r}; {wanted}")
-    members = list(answer)
+def _require_instances(members: list[Any], kind: type, who: str) -> None:
     for member in members:
         if isinstance(member, type):
-            raise PluginError(f"plugin {origin}: {hook} returned the class {member.__name__}; {wanted}")
+            raise PluginError(
+                f"{who} returned the class {member.__name__}; return instances of {kind.__name__} in a list"
+            )
         if not isinstance(member, kind):
-            raise PluginError(f"plugin {origin}: {hook} returned {member!r} in its list; {wanted}")
-    return members
+            raise PluginError(f"{who} returned {member!r} in its list; return instances of {kind.__name__} in a list")

@@ -56,7 +56,7 @@ def _obstacle_in_code(module: nn.Linear, kind: str) -> Obstacle | None:
         return Obstacle(f"{kind} has a forward of its own", "use a plain nn.Linear inside it")
     if type(module).__call__ is not nn.Module.__call__:
         return Obstacle(f"{kind} has a __call__ of its own", "use a plain nn.Linear inside it")
-    if isinstance(vars(type(module)).get("weight"), property):
+    if isinstance(getattr(type(module), "weight", None), property):
         return Obstacle(f"{kind} computes its weight in a property", "store the weight as a Parameter")
     if module._modules:
         return Obstacle(f"{kind} contains modules: {', '.join(module._modules)}", "use a plain nn.Linear inside it")

@@ -11,12 +11,24 @@ from torch import Tensor, nn
 
 from monoquant.numerics.affine import GroupCodes, dequantize, round_to_nearest
 from monoquant.numerics.grouping import group_count, row_chunks
-from monoquant.numerics.memory import byte_view
+from monoquant.numerics.memory import byte_view, stored_bytes
 from monoquant.numerics.packing import pack_nibbles, packed_size, unpack_nibbles
 from monoquant.values import Scheme
 
 FORMAT_VERSION = 1
 _SAME_WIDTH_INTEGER = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
+
+
+def storage_bytes(rows: int, columns: int, scheme: Scheme) -> int:
+    """Bytes of the buffers of a packed matrix.
+
+    Args:
+        rows: Output features, >= 1.
+        columns: Input features, >= 1.
+        scheme: Group size, symmetry and scale dtype.
+    """
+    packed = PackedInt4(rows, columns, scheme, device="meta")
+    return stored_bytes(packed.buffers())
 
 
 class PackedInt4(nn.Module):

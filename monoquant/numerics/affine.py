@@ -46,8 +46,7 @@ def round_away_from_zero(value: Tensor, dtype: torch.dtype) -> Tensor:
     too_small = cast.to(value.dtype).abs() < value.abs()
     integer = torch.int32 if dtype == torch.float32 else torch.int16
     # IEEE floats of one sign are ordered like their bit patterns: the next larger magnitude is one bit pattern up.
-    signed_zero = torch.copysign(cast, value.to(dtype))
-    return (signed_zero.view(integer) + too_small.to(integer)).view(dtype)
+    return (cast.view(integer) + too_small.to(integer)).view(dtype)
 
 
 def round_to_nearest(weight: Tensor, scheme: Scheme) -> GroupCodes:
@@ -65,13 +64,14 @@ def round_to_nearest(weight: Tensor, scheme: Scheme) -> GroupCodes:
     """
     working = weight.to(weight.dtype if weight.dtype == torch.float64 else torch.float32)
     groups = to_groups(working, scheme.group_size)
-    low = groups.amin(-1, keepdim=True).clamp_max_(0)
-    high = groups.amax(-1, keepdim=True).clamp_min_(0)
+    # In double precision, so that no division rounds a scale down before it is rounded up.
+    low = groups.amin(-1, keepdim=True).clamp_max_(0).double()
+    high = groups.amax(-1, keepdim=True).clamp_min_(0).double()
     exact_scale = _symmetric_scale(low, high) if scheme.symmetric else high / MAX_CODE - low / MAX_CODE
     scale = round_away_from_zero(exact_scale, scheme.scale_dtype)
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     step = scale.to(working.dtype)
-    zero_point = torch.full_like(step, SYMMETRIC_ZERO_POINT) if scheme.symmetric else (-low / step).round_()
+    zero_point = torch.full_like(step, SYMMETRIC_ZERO_POINT) if scheme.symmetric else (-low / step).round_().to(step)
     codes = (groups / step).round_().add_(zero_point).clamp_(0, MAX_CODE).to(torch.uint8)
     return GroupCodes(
         codes=from_groups(codes, weight.shape[1]),

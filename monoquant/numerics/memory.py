@@ -17,9 +17,10 @@ def stored_bytes(tensors: Iterable[Tensor]) -> int:
     Returns:
         Bytes. Equal views of one storage count once, different views add up to at most their storage.
     """
+    held_alive = list(tensors)  # or the address of a freed storage would be met again
     views: dict[int, set[tuple[int, int]]] = {}
     capacity: dict[int, int] = {}
-    for tensor in tensors:
+    for tensor in held_alive:
         storage = tensor.untyped_storage()
         capacity[storage._cdata] = storage.nbytes()
         view = (int(tensor.storage_offset()), tensor.numel() * tensor.element_size())

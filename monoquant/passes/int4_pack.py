@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from monoquant.context import PackedLayer, QuantContext
-from monoquant.errors import InputError, PassError
+from monoquant.errors import InputError, PassError, quoted
 from monoquant.modules.linear_like import obstacle_to_packing
 from monoquant.modules.packed_int4 import PackedInt4
 from monoquant.numerics.affine import MAX_CODE
@@ -67,7 +67,7 @@ class Int4PackPass(PackPass):
         layers = [layer.name for layer in context.quantized_layers()]
         meta = [name for name in layers if context.weight(name).is_meta]
         if meta:
-            raise InputError(f"weights on the meta device: {_named(meta)}; load real weights first", layers=meta)
+            raise InputError(f"weights on the meta device: {quoted(meta)}; load real weights first", layers=meta)
         self._refuse_extremes(layers, context)
 
     def _refuse_extremes(self, layers: list[str], context: QuantContext) -> None:
@@ -80,11 +80,11 @@ class Int4PackPass(PackPass):
             elif span > torch.finfo(self.scale_dtype).max:
                 too_large.append(name)
         if broken:
-            raise InputError(f"weights with NaN or Inf: {_named(broken)}; repair the model or skip them", layers=broken)
+            raise InputError(f"weights with NaN or Inf: {quoted(broken)}; repair the model or skip them", layers=broken)
         if too_large:
             remedy = "use scale_dtype=torch.float32 or skip them"
             raise InputError(
-                f"weights too large for {self.scale_dtype} scales: {_named(too_large)}; {remedy}", layers=too_large
+                f"weights too large for {self.scale_dtype} scales: {quoted(too_large)}; {remedy}", layers=too_large
             )
 
     def run(self, context: QuantContext) -> None:
@@ -101,7 +101,7 @@ class Int4PackPass(PackPass):
     def ensures(self, context: QuantContext) -> None:
         missing = [layer.name for layer in context.quantized_layers() if layer.name not in context.packed]
         if missing:
-            raise PassError(f"not packed although planned: {_named(missing)}", layers=missing)
+            raise PassError(f"not packed although planned: {quoted(missing)}", layers=missing)
 
 
 def _holds_weight_of(layer: Layer, other: str, context: QuantContext) -> bool:
@@ -122,10 +122,6 @@ def _follow(layer: Layer, leader: Decision) -> Decision:
         return Decision(layer.name, Action.SKIP, reason, leader.rule, leader.origin)
     reason = f"{tie}, which cannot be packed: {leader.reason}"
     return Decision(layer.name, Action.UNSUPPORTED, reason, remedy="untie them, at the price of a second copy")
-
-
-def _named(layers: list[str]) -> str:
-    return ", ".join(map(repr, layers))
 
 
 def _underflow(layer: str, scale: Tensor) -> list[Finding]:

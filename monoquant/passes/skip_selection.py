@@ -30,7 +30,8 @@ RegisteredRule = Registered[SkipRule]
 
 
 def _registered(given: Any) -> tuple[RegisteredRule, ...]:
-    members = [given] if isinstance(given, (SkipRule, Registered)) else list(given)
+    single = isinstance(given, (SkipRule, Registered, str, type)) or not isinstance(given, Iterable)
+    members = [given] if single else list(given)
     rules = [member if isinstance(member, Registered) else Registered(member, CALLER) for member in members]
     for rule in rules:
         if not isinstance(rule.value, SkipRule):
@@ -113,6 +114,8 @@ class SkipSelectionPass(Pass):
             if decision is not None:
                 context.decide(decision)
         self._report_unmatched(context, asked)
+
+    def prepare(self, context: QuantContext) -> None:
         context.report([*_unprotected(self.replaced_defaults, context)])
 
     def _report_unmatched(self, context: QuantContext, asked: Sequence[RegisteredRule]) -> None:
@@ -142,9 +145,8 @@ def _dead_entry(entry: str) -> Finding:
 
 def _unprotected(defaults: Iterable[RegisteredRule], context: QuantContext) -> Iterable[Finding]:
     for rule in defaults:
-        for layer in context.undecided():
-            reason = rule.value.reason(layer)
-            if reason is not None:
+        for layer in context.quantized_layers():
+            if rule.value.reason(layer) is not None:
                 message = f"Layer {layer.name!r} is not kept in float: an option replaced the default {rule.value!r}."
                 remedy = "Give add_default_skips=True to keep the defaults as well."
                 yield Finding("default-replaced", Severity.INFO, message, layer.name, remedy)

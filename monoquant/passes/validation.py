@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import attrs
 
 from monoquant.context import QuantContext
-from monoquant.errors import PassError, ValidationError
+from monoquant.errors import PassError, ValidationError, quoted
 from monoquant.measurement import is_finite, measure_layer, survives_saving
 from monoquant.observers import InputSample
 from monoquant.passes.base import PackPass, Pass
@@ -52,7 +52,7 @@ class ValidationPass(Pass):
     def requires(self, context: QuantContext) -> None:
         missing = [layer.name for layer in context.quantized_layers() if layer.name not in context.packed]
         if missing:
-            raise PassError(f"not packed: {', '.join(map(repr, missing))}", layers=missing)
+            raise PassError(f"not packed: {quoted(missing)}", layers=missing)
 
     def run(self, context: QuantContext) -> None:
         failures: list[tuple[str, str]] = []

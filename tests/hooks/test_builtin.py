@@ -1,0 +1,39 @@
+"""monoquant's own contributions take the way of a plugin's."""
+
+from __future__ import annotations
+
+import pytest
+
+import monoquant as mq
+from monoquant.checks import BUILT_IN_CHECKS
+from monoquant.hooks import PluginManager, builtin, specs
+from monoquant.values import BUILT_IN
+
+
+def test_built_in_checks_are_marked_hooks() -> None:
+    """The built-in module implements a hook the way a plugin does, marker included."""
+    implementation = builtin.monoquant_register_warning_checks
+    assert hasattr(implementation, f"{specs.PROJECT}_impl")
+    assert tuple(implementation(mq.Scheme())) == BUILT_IN_CHECKS
+
+
+def test_manager_and_bare_registry_agree_on_built_ins() -> None:
+    """Without plugins, the manager's registry is the one a bare Quantizer uses."""
+    assert PluginManager(discover=False).registry(mq.Scheme()) == mq.Registry()
+
+
+def test_built_ins_reach_the_registry_through_the_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the built-in hook returns, and nothing besides it, is registered as built-in."""
+    only = BUILT_IN_CHECKS[0]
+
+    def hook(scheme: mq.Scheme) -> list[mq.WarningCheck]:
+        return [only]
+
+    monkeypatch.setattr(builtin, "monoquant_register_warning_checks", mq.hookimpl(hook))
+    registry = PluginManager(discover=False).registry(mq.Scheme())
+    assert registry.warning_checks == (mq.Registered(only, BUILT_IN),)
+
+
+def test_monoquant_itself_is_no_plugin() -> None:
+    """The list of active plugins names other people's packages only."""
+    assert PluginManager(discover=False).plugins == ()

@@ -1,0 +1,203 @@
+"""Registering plugins by hand, and collecting what they contribute."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import monoquant as mq
+from monoquant.hooks import PluginManager
+
+RULES_HOOK = "monoquant_register_skip_rules"
+CHECKS_HOOK = "monoquant_register_warning_checks"
+ORIGIN = mq.Origin("example", "2.0")
+SCHEME = mq.Scheme()
+
+
+def make_plugin(**members: Any) -> types.ModuleType:
+    """A module with the given members."""
+    module = types.ModuleType("example_plugin")
+    vars(module).update(members)
+    return module
+
+
+def returning(answer: Any) -> Callable[..., Any]:
+    """A marked hook that returns one answer."""
+
+    def hook(scheme: mq.Scheme) -> Any:
+        return answer
+
+    return mq.hookimpl(hook)
+
+
+def rules_plugin(*rules: mq.SkipRule) -> types.ModuleType:
+    """A module whose only hook contributes the given rules."""
+    return make_plugin(**{RULES_HOOK: returning(list(rules))})
+
+
+def manager_with(*plugins: tuple[object, mq.Origin]) -> PluginManager:
+    manager = PluginManager(discover=False)
+    for plugin, origin in plugins:
+        manager.register(plugin, origin)
+    return manager
+
+
+class QuietCheck(mq.WarningCheck):
+    """A check that finds nothing."""
+
+    def check(self, info: mq.QuantizationInfo, gate: mq.AccuracyGate) -> Iterable[mq.Finding]:
+        return []
+
+
+def test_rules_carry_their_plugins_origin() -> None:
+    """A registered rule says which plugin and which version it came from."""
+    manager = manager_with((rules_plugin(mq.NameRule("gate")), ORIGIN))
+    assert manager.registry(SCHEME).skip_rules == (mq.Registered(mq.NameRule("gate"), ORIGIN),)
+
+
+def test_checks_join_the_built_in_ones() -> None:
+    """A plugin's checks come besides the built-in ones, behind them."""
+    check = QuietCheck()
+    plugin = make_plugin(**{CHECKS_HOOK: returning([check])})
+    checks = manager_with((plugin, ORIGIN)).registry(SCHEME).warning_checks
+    assert checks == (*mq.Registry().warning_checks, mq.Registered(check, ORIGIN))
+
+
+def test_instances_can_be_plugins() -> None:
+    """An object with marked methods is as good as a module with marked functions."""
+
+    class Plugin:
+        def __init__(self, entry: str) -> None:
+            self.entry = entry
+
+        @mq.hookimpl
+        def monoquant_register_skip_rules(self, scheme: mq.Scheme) -> list[mq.SkipRule]:
+            return [mq.NameRule(self.entry)]
+
+    registry = manager_with((Plugin("gate"), ORIGIN)).registry(SCHEME)
+    assert registry.skip_rules == (mq.Registered(mq.NameRule("gate"), ORIGIN),)
+
+
+def test_plugins_are_listed_by_name() -> None:
+    """Manager and registry list active plugins in the order of their names."""
+    origins = [mq.Origin("zebra", "1"), mq.Origin("ant"), mq.Origin("mole", "3.1")]
+    manager = manager_with(*[(make_plugin(), origin) for origin in origins])
+    expected = (mq.Origin("ant"), mq.Origin("mole", "3.1"), mq.Origin("zebra", "1"))
+    assert manager.plugins == expected
+    assert manager.registry(SCHEME).plugins == expected
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.permutations(["ant", "mole", "zebra"]))
+def test_registration_order_never_changes_the_registry(names: list[str]) -> None:
+    """Three plugins in any order make one registry."""
+
+    def registry(order: Iterable[str]) -> mq.Registry:
+        plugins = [(rules_plugin(mq.NameRule(name)), mq.Origin(name)) for name in order]
+        return manager_with(*plugins).registry(SCHEME)
+
+    assert registry(names) == registry(sorted(names))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations("abc")))
+def test_order_of_rules_within_a_plugin_does_not_matter(order: tuple[str, ...]) -> None:
+    """A plugin that returns a set, whose order is arbitrary, still gives one registry."""
+    rules = manager_with((rules_plugin(*map(mq.NameRule, order)), ORIGIN)).registry(SCHEME)
+    assert [rule.value for rule in rules.skip_rules] == [mq.NameRule(name) for name in "abc"]
+
+
+def test_hooks_get_the_scheme() -> None:
+    """A plugin may answer with other rules for other schemes."""
+
+    def answer(scheme: mq.Scheme) -> list[mq.SkipRule]:
+        return [mq.ThresholdRule(scheme.group_size)] if scheme.symmetric else []
+
+    manager = manager_with((make_plugin(**{RULES_HOOK: mq.hookimpl(answer)}), ORIGIN))
+    assert manager.registry(SCHEME).skip_rules == ()
+    [rule] = manager.registry(mq.Scheme(symmetric=True, group_size=32)).skip_rules
+    assert rule.value == mq.ThresholdRule(32)
+
+
+def test_hooks_are_called_once_per_registry() -> None:
+    """Asking for a registry calls each hook exactly once, however many plugins there are."""
+    calls: list[mq.Scheme] = []
+
+    def answer(scheme: mq.Scheme) -> list[mq.SkipRule]:
+        calls.append(scheme)
+        return []
+
+    others = [(rules_plugin(), mq.Origin(name)) for name in ("a", "z")]
+    manager_with(others[0], (make_plugin(**{RULES_HOOK: mq.hookimpl(answer)}), ORIGIN), others[1]).registry(SCHEME)
+    assert calls == [SCHEME]
+
+
+def test_a_hook_may_ignore_its_argument() -> None:
+    """An implementation that does not need the scheme may leave it out."""
+    registry = manager_with((make_plugin(**{RULES_HOOK: mq.hookimpl(lambda: [mq.NameRule("gate")])}), ORIGIN)).registry(
+        SCHEME
+    )
+    assert len(registry.skip_rules) == 1
+
+
+def test_an_argument_with_a_default_is_passed_all_the_same() -> None:
+    """A plugin that writes ``scheme=None`` sees the scheme, not the None."""
+    seen: list[mq.Scheme | None] = []
+
+    def answer(scheme: mq.Scheme | None = None) -> list[mq.SkipRule]:
+        seen.append(scheme)
+        return []
+
+    manager_with((make_plugin(**{RULES_HOOK: mq.hookimpl(answer)}), ORIGIN)).registry(SCHEME)
+    assert seen == [SCHEME]
+
+
+def test_a_function_of_another_name_may_implement_a_hook() -> None:
+    """``hookimpl(specname=...)`` contributes once, under the plugin's own origin."""
+
+    @mq.hookimpl(specname=RULES_HOOK)
+    def contribute(scheme: mq.Scheme) -> list[mq.SkipRule]:
+        return [mq.NameRule("gate")]
+
+    registry = manager_with((make_plugin(contribute=contribute), ORIGIN)).registry(SCHEME)
+    assert registry.skip_rules == (mq.Registered(mq.NameRule("gate"), ORIGIN),)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, iter])
+def test_any_iterable_of_instances_is_accepted(kind: Callable[[list[mq.SkipRule]], Iterable[mq.SkipRule]]) -> None:
+    """Lists, tuples, sets and iterators of rules all do."""
+    plugin = make_plugin(**{RULES_HOOK: returning(kind([mq.NameRule("gate")]))})
+    registry = manager_with((plugin, ORIGIN)).registry(SCHEME)
+    assert [rule.value for rule in registry.skip_rules] == [mq.NameRule("gate")]
+
+
+def test_generator_hooks_are_accepted() -> None:
+    """A hook may yield its rules."""
+
+    def answer(scheme: mq.Scheme) -> Iterable[mq.SkipRule]:
+        yield mq.NameRule("gate")
+        yield mq.ThresholdRule(7)
+
+    registry = manager_with((make_plugin(**{RULES_HOOK: mq.hookimpl(answer)}), ORIGIN)).registry(SCHEME)
+    assert {rule.value for rule in registry.skip_rules} == {mq.NameRule("gate"), mq.ThresholdRule(7)}
+
+
+def test_a_module_may_import_packages_that_share_the_prefix() -> None:
+    """A plugin package called monoquant_example may import its own modules by their full name."""
+    neighbour = types.ModuleType("monoquant_example")
+    plugin = make_plugin(monoquant_example=neighbour, **{RULES_HOOK: returning([mq.NameRule("gate")])})
+    assert len(manager_with((plugin, ORIGIN)).registry(SCHEME).skip_rules) == 1
+
+
+def test_quantizers_report_the_plugin_behind_a_decision() -> None:
+    """From the hook to the plan, the origin survives."""
+    registry = manager_with((rules_plugin(mq.NameRule("1")), ORIGIN)).registry(SCHEME)
+    quantizer = mq.Quantizer([mq.SkipSelectionPass(), mq.Int4PackPass()], registry)
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    assert [decision.origin for decision in quantizer.plan(model) if decision.action is mq.Action.SKIP] == [ORIGIN]

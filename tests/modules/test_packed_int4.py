@@ -1,0 +1,246 @@
+"""Canonical INT4 storage: what goes in comes out, everywhere a module may go."""
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monoquant.modules.linear_like import PACKABLE_DTYPES
+from monoquant.modules.packed_int4 import FORMAT_VERSION, PackedInt4
+from monoquant.numerics import grouping
+from monoquant.numerics.affine import dequantize, round_to_nearest
+from monoquant.numerics.memory import stored_bytes
+from monoquant.testing.strategies import schemes, weights
+from monoquant.values import SCALE_DTYPES, Scheme
+
+normal = settings(deadline=None, max_examples=100)
+dtypes = st.sampled_from(PACKABLE_DTYPES)
+
+
+def gaussian(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def bits_of(packed: PackedInt4) -> dict[str, list[int]]:
+    return {name: tensor.reshape(-1).view(torch.uint8).tolist() for name, tensor in packed.state_dict().items()}
+
+
+@normal
+@given(weight=weights(), scheme=schemes(), chunk=st.integers(1, 2000))
+def test_packing_in_chunks_keeps_every_code(weight: torch.Tensor, scheme: Scheme, chunk: int) -> None:
+    """However the rows are cut into chunks, the stored codes are those of the whole matrix, and the digest tells so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouping, "CHUNK_ELEMENTS", chunk)
+        packed, intended = PackedInt4.pack(weight, scheme)
+        assert packed.digest() == intended
+    expected = round_to_nearest(weight, scheme)
+    stored = packed.read_rows(slice(0, len(weight)))
+    assert torch.equal(stored.codes, expected.codes)
+    assert torch.equal(stored.scale, expected.scale)
+    assert torch.equal(stored.zero_point, expected.zero_point)
+
+
+@normal
+@given(weight=weights(), scheme=schemes())
+def test_dequantize_is_bit_equal_to_the_algorithms_own(weight: torch.Tensor, scheme: Scheme) -> None:
+    """The packed matrix stands for exactly the values the codes stand for, in the weight's dtype, and all finite."""
+    packed, _ = PackedInt4.pack(weight, scheme)
+    codes = round_to_nearest(weight, scheme)
+    values = dequantize(codes.codes, codes.scale, codes.zero_point, scheme.group_size)
+    assert packed.dequantize().dtype == weight.dtype
+    assert torch.equal(packed.dequantize(), values.to(weight.dtype))
+    assert torch.isfinite(packed.dequantize()).all()
+
+
+@normal
+@given(weight=weights(), scheme=schemes(), start=st.integers(0, 12), length=st.integers(0, 12))
+def test_any_range_of_rows_can_be_read(weight: torch.Tensor, scheme: Scheme, start: int, length: int) -> None:
+    """Reading some rows gives those rows of the whole, also from an odd start and past the end."""
+    packed, _ = PackedInt4.pack(weight, scheme)
+    rows = slice(start, start + length)
+    part, whole = packed.read_rows(rows), packed.read_rows(slice(None))
+    assert torch.equal(part.codes, whole.codes[rows])
+    assert torch.equal(part.scale, whole.scale[rows])
+    assert torch.equal(part.zero_point, whole.zero_point[rows])
+
+
+@normal
+@given(weight=weights(max_rows=6, max_columns=40), scheme=schemes(), seed=st.integers(0, 1000))
+def test_digest_sees_every_buffer(weight: torch.Tensor, scheme: Scheme, seed: int) -> None:
+    """Flipping any bit that stands for something changes the digest."""
+    packed, intended = PackedInt4.pack(weight, scheme)
+    generator = torch.Generator().manual_seed(seed)
+    column = int(torch.randint(packed.columns, (), generator=generator))
+    packed.qweight[0, column // 2] ^= 1 << (4 * (column % 2) + seed % 4)
+    assert packed.digest() != intended
+    packed, _ = PackedInt4.pack(weight, scheme)
+    packed.scale[-1, -1] *= 2
+    assert packed.digest() != intended
+    if not scheme.symmetric:
+        packed, _ = PackedInt4.pack(weight, scheme)
+        packed._buffers["zero_point"][0] ^= 1 << seed % 4
+        assert packed.digest() != intended
+
+
+@pytest.mark.parametrize("scale_dtype", SCALE_DTYPES, ids=str)
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "group_size"), [(6, 256, 128), (5, 577, 64), (1, 1, 128), (3, 5, 2)])
+def test_buffers_have_their_documented_form(
+    rows: int, columns: int, group_size: int, symmetric: bool, scale_dtype: torch.dtype
+) -> None:
+    """Names, dtypes and sizes of the buffers are the file format: they may not drift."""
+    packed, _ = PackedInt4.pack(gaussian(rows, columns), Scheme(4, group_size, symmetric, scale_dtype))
+    groups = -(-columns // group_size)
+    expected = {"qweight": (torch.uint8, (rows, -(-columns // 2))), "scale": (scale_dtype, (rows, groups))}
+    if not symmetric:
+        expected["zero_point"] = (torch.uint8, (-(-rows * groups // 2),))
+    expected["layout"] = (torch.int32, (6,))
+    assert {name: (held.dtype, tuple(held.shape)) for name, held in packed.state_dict().items()} == expected
+    assert not list(packed.parameters())
+    stated = [FORMAT_VERSION, 4, rows, columns, min(group_size, columns), int(symmetric)]
+    assert packed.layout.tolist() == stated
+
+
+def test_bits_per_weight() -> None:
+    """Groups of 128 cost 4 bits, a 16-bit scale and a 4-bit zero_point: 4.15625 bits per weight, and no byte more."""
+    packed, _ = PackedInt4.pack(gaussian(64, 1024), Scheme())
+    stored = stored_bytes([packed.qweight, packed.scale, packed.zero_point])
+    assert stored * 8 / (64 * 1024) == 4.15625
+    symmetric, _ = PackedInt4.pack(gaussian(64, 1024), Scheme(symmetric=True))
+    assert stored_bytes([symmetric.qweight, symmetric.scale]) * 8 / (64 * 1024) == 4.125
+
+
+def test_layout_of_a_small_matrix() -> None:
+    """Two rows with two groups each, worked out by hand: codes and zero points in nibbles, the even index low."""
+    weight = torch.tensor([[0.0, 15.0, 0.0, -30.0, 0.0], [-8.0, 7.0, 30.0, 0.0, 12.0]])
+    packed, _ = PackedInt4.pack(weight, Scheme(group_size=2))
+    assert packed.qweight.tolist() == [[0xF0, 0x0F, 0x00], [0xF0, 0x0F, 0x0F]]
+    assert packed.scale.tolist()[0] == [1.0, 2.0, 1.0]
+    assert packed.zero_point.tolist() == [0xF0, 0x80, 0x00]
+
+
+@pytest.mark.parametrize("scale_dtype", SCALE_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", PACKABLE_DTYPES, ids=str)
+def test_conversions_change_the_outside_only(dtype: torch.dtype, scale_dtype: torch.dtype) -> None:
+    """Casting the module changes the dtype it answers in, and not one stored bit, however often it is cast."""
+    packed, _ = PackedInt4.pack(gaussian(6, 70), Scheme(group_size=32, scale_dtype=scale_dtype))
+    before, values = bits_of(packed), packed.dequantize()
+    for way_in in (lambda module: module.to(dtype), lambda module: module.bfloat16().half().to(dtype)):
+        assert way_in(packed) is packed
+        assert packed.scale.dtype == scale_dtype
+        assert packed.dequantize().dtype == packed.dtype == dtype
+        assert bits_of(packed) == before
+    assert torch.equal(packed.float().dequantize(), values)
+    assert torch.equal(packed.double().dequantize(), values.double())
+
+
+def test_conversion_inside_a_parent_counts() -> None:
+    """A model that is cast as a whole casts its packed matrices too."""
+    packed, _ = PackedInt4.pack(gaussian(4, 8), Scheme())
+    torch.nn.Sequential(torch.nn.Sequential(packed)).half()
+    assert packed.dequantize().dtype == torch.float16
+
+
+@normal
+@given(weight=weights(max_rows=8, max_columns=70), scheme=schemes(), dtype=dtypes)
+def test_state_dict_round_trip(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype) -> None:
+    """A fresh module of the same kind that loads the state strictly has the same digest, with assign and without."""
+    packed, intended = PackedInt4.pack(weight, scheme)
+    for assign in (False, True):
+        fresh = PackedInt4(*weight.shape, scheme, dtype=dtype)
+        fresh.load_state_dict(copy.deepcopy(packed.state_dict()), strict=True, assign=assign)
+        assert fresh.digest() == intended
+        assert fresh.dequantize().dtype == dtype
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_copies_are_equal_and_separate(symmetric: bool) -> None:
+    """A deep copy and an unpickled module have the digest of the original, and share no memory with it."""
+    packed, intended = PackedInt4.pack(gaussian(6, 70), Scheme(group_size=32, symmetric=symmetric))
+    buffer = io.BytesIO()
+    torch.save(packed, buffer)
+    buffer.seek(0)
+    for twin in (copy.deepcopy(packed), torch.load(buffer, weights_only=False)):
+        assert twin.digest() == intended
+        assert (twin.scheme, twin.dtype, repr(twin)) == (packed.scheme, packed.dtype, repr(packed))
+        twin.qweight.zero_()
+        assert packed.digest() == intended
+
+
+def test_meta_module_is_filled_by_loading() -> None:
+    """A module built without memory takes a state dict after to_empty, and also by assignment."""
+    packed, intended = PackedInt4.pack(gaussian(6, 70), Scheme(group_size=32))
+    for through_empty in (True, False):
+        skeleton = PackedInt4(6, 70, Scheme(group_size=32), device="meta", dtype=torch.bfloat16)
+        assert all(tensor.is_meta for tensor in skeleton.buffers())
+        module = skeleton.to_empty(device="cpu") if through_empty else skeleton
+        module.load_state_dict(packed.state_dict(), strict=True, assign=not through_empty)
+        assert module.digest() == intended
+        assert module.dequantize().dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "scheme", "named"),
+    [
+        (6, 70, Scheme(group_size=35), "layout"),
+        (6, 70, Scheme(group_size=32, symmetric=True), "layout"),
+        (6, 69, Scheme(group_size=32), "layout"),
+        (7, 70, Scheme(group_size=32), "layout"),
+        (6, 70, Scheme(group_size=32, scale_dtype=torch.bfloat16), "scale"),
+        (6, 70, Scheme(group_size=32, scale_dtype=torch.float32), "scale"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("assign", [False, True])
+def test_states_that_mean_something_else_are_refused(
+    rows: int, columns: int, scheme: Scheme, named: str, assign: bool
+) -> None:
+    """A state of another shape, group size, symmetry or scale dtype is refused by name, and nothing is loaded."""
+    other, _ = PackedInt4.pack(gaussian(rows, columns), scheme)
+    module, intended = PackedInt4.pack(gaussian(6, 70, seed=1), Scheme(group_size=32))
+    with pytest.raises(RuntimeError, match=f"inner.{named}"):
+        torch.nn.ModuleDict({"inner": module}).load_state_dict(
+            {f"inner.{name}": tensor for name, tensor in other.state_dict().items()}, assign=assign
+        )
+    assert module.digest() == intended
+
+
+@pytest.mark.parametrize("name", ["qweight", "scale", "zero_point", "layout"])
+def test_an_incomplete_state_is_refused(name: str) -> None:
+    """A missing buffer is an error that names it, as for any module."""
+    packed, _ = PackedInt4.pack(gaussian(4, 64), Scheme())
+    state = packed.state_dict()
+    del state[name]
+    with pytest.raises(RuntimeError, match=name):
+        PackedInt4(4, 64, Scheme()).load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["qweight", "zero_point"])
+def test_codes_of_another_dtype_are_refused(name: str) -> None:
+    """Codes stored as floats by a careless cast are refused instead of being converted silently."""
+    packed, _ = PackedInt4.pack(gaussian(4, 64), Scheme())
+    state = packed.state_dict()
+    state[name] = state[name].float()
+    with pytest.raises(RuntimeError, match=f"{name} has dtype torch.float32"):
+        PackedInt4(4, 64, Scheme()).load_state_dict(state)
+
+
+def test_packing_leaves_the_weight_alone() -> None:
+    """The float weight is only read, and no graph is kept of it."""
+    weight = torch.nn.Parameter(gaussian(8, 64))
+    before = weight.detach().clone()
+    packed, _ = PackedInt4.pack(weight, Scheme())
+    assert torch.equal(weight, before)
+    assert not packed.dequantize().requires_grad
+    assert not any(tensor.requires_grad for tensor in packed.buffers())
+
+
+def test_non_contiguous_weights_pack_like_contiguous_ones() -> None:
+    """A transposed weight gives the same codes as its contiguous copy."""
+    weight = gaussian(70, 12).T
+    assert (
+        PackedInt4.pack(weight, Scheme(group_size=32))[1] == PackedInt4.pack(weight.clone(), Scheme(group_size=32))[1]
+    )
