@@ -271,8 +271,9 @@ def test_scripted_models_are_refused(convert: Callable[[nn.Module], nn.Module]) 
 
 
 def test_lazy_layers_are_refused_by_name() -> None:
-    """Every layer without a shape is named, and what gives it one."""
-    model = nn.Sequential(nn.LazyLinear(4), linear(), nn.Sequential(nn.LazyConv1d(4, 1)), nn.LazyBatchNorm1d())
+    """Every module without a shape is named, one that has lazy buffers only too, and what gives it one."""
+    no_parameters = nn.LazyBatchNorm1d(affine=False)
+    model = nn.Sequential(nn.LazyLinear(4), linear(), nn.Sequential(nn.LazyConv1d(4, 1)), no_parameters)
     with pytest.raises(mq.InputError, match=r"'0', '2\.0', '3'; run the model once") as caught:
         inventory(model)
     assert caught.value.layers == ("0", "2.0", "3")

@@ -119,25 +119,25 @@ def test_the_same_object_under_two_names_is_refused() -> None:
     assert manager.registry(SCHEME).skip_rules == (mq.Registered(RULE, ORIGIN),)
 
 
-WRONG_ANSWERS: dict[str, Any] = {
-    "None": None,
-    "a string": "gate",
-    "bytes": b"gate",
-    "a number": 3,
-    "a class": mq.NameRule,
-    "a single rule": RULE,
-    "a list of classes": [mq.NameRule],
-    "a list with a string": [RULE, "gate"],
-    "a list with None": [None],
-    "a list of another kind": [mq.Scheme()],
+WRONG_ANSWERS: dict[str, tuple[Any, str]] = {
+    "None": (None, "None"),
+    "a string": ("gate", "'gate'"),
+    "bytes": (b"gate", "b'gate'"),
+    "a number": (3, "3"),
+    "a class": (mq.NameRule, ".*NameRule"),
+    "a single rule": (RULE, r"NameRule\('gate'\)"),
+    "a list of classes": ([mq.NameRule], "the class NameRule"),
+    "a list with a string": (["gate"], "'gate' in its list"),
+    "a list with None": ([None], "None in its list"),
+    "a list of another kind": ([mq.Scheme()], r"Scheme\(.* in its list"),
 }
 
 
-@pytest.mark.parametrize("answer", WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
+@pytest.mark.parametrize(("answer", "told"), WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
 @pytest.mark.parametrize(("hook", "kind"), [(RULES_HOOK, "SkipRule"), (CHECKS_HOOK, "WarningCheck")])
-def test_a_wrong_answer_is_refused(hook: str, kind: str, answer: Any) -> None:
-    """The error names plugin, version, hook and what the hook should have returned."""
-    with pytest.raises(mq.PluginError, match=rf"^plugin broken 2\.0: {hook} returned .*instances of {kind}"):
+def test_a_wrong_answer_is_refused(hook: str, kind: str, answer: Any, told: str) -> None:
+    """The error names plugin, version, hook, what it returned and what it should have returned."""
+    with pytest.raises(mq.PluginError, match=rf"^plugin broken 2\.0: {hook} returned {told}; .*instances of {kind}"):
         register_and_ask(plugin_with(returning(answer), hook))
 
 

@@ -303,7 +303,7 @@ def test_layers_that_data_never_reaches_are_reported() -> None:
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_padded_batches_in_nested_tensors_are_sampled() -> None:
-    """TransformerEncoder packs padded batches into nested tensors: only real positions are seen, and outputs measured."""
+    """Of padded batches, which TransformerEncoder turns into nested tensors, only real positions are seen."""
     layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
     model = nn.TransformerEncoder(layer, 1)
     padding = torch.zeros(6, 7, dtype=torch.bool)

@@ -246,6 +246,13 @@ def test_living_rules_are_not_reported() -> None:
     assert findings(mq.SkipSelectionPass(mq.NameRule("embed") | mq.TypeRule(nn.Linear)), "rule-unmatched") == []
 
 
+@pytest.mark.parametrize("option", ["modules_to_not_convert", "skip_layer_types", "skip_layer_names"])
+def test_an_option_that_is_turned_off_is_no_dead_rule(option: str) -> None:
+    """Empty lists and a threshold of zero ask for nothing, so nothing of theirs can be unmatched."""
+    skips = mq.SkipSelectionPass.from_options(**{option: [], "skip_param_threshold": 0})
+    assert findings(skips, "rule-unmatched") == []
+
+
 @pytest.mark.parametrize(
     ("options", "layers"),
     [
