@@ -6,14 +6,16 @@ import glob
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import secrets
+import struct
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from monoquant.errors import FileError
@@ -21,14 +23,29 @@ from monoquant.numerics.memory import byte_view
 
 HASHES_KEY = "tensors.sha256"
 METADATA_HASH_KEY = "metadata.sha256"
+_METADATA = "__metadata__"
 _TEMPORARY_SUFFIX = ".monoquant-tmp"
+_DTYPE_CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata to one safetensors file, with hashes of both in the metadata.
 
     There is a SHA-256 per tensor, in the order of the tensors' names, and one over the other metadata. The file appears
-    complete or not at all: it is written to a temporary folder beside the target, flushed to disk and renamed.
+    complete or not at all: it is written to a temporary file beside the target, flushed to disk and renamed.
 
     Args:
         path: Target; replaced if it exists, kept as it was if anything fails.
@@ -42,8 +59,38 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
     hashes = {name: hash_of(name, tensor) for name, tensor in on_disk.items()}
     texts = {**metadata, HASHES_KEY: " ".join(hashes[name] for name in sorted(hashes))}
     texts[METADATA_HASH_KEY] = _hash_of_texts(texts)
-    with _replacement(path) as temporary:
-        save_file(on_disk, temporary, metadata=texts)
+    header, order = _header(on_disk, texts)
+    with _replacement(path) as file:
+        file.write(header)
+        for name in order:
+            file.write(byte_view(on_disk[name]))
+
+
+def _header(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """Header of a safetensors file, and the order of its tensors: wide elements first, so that all are aligned.
+
+    Written here because the library's own writer needs NumPy, which nothing else here does.
+    """
+    if sys.byteorder != "little":
+        raise FileError("safetensors files hold little-endian bytes: save on a little-endian machine")
+    if _METADATA in tensors:
+        raise FileError(f"no tensor may be called {_METADATA!r} in a safetensors file: rename it")
+    strange = [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPE_CODES]
+    if strange:
+        dtypes = ", ".join(f"{name} ({tensors[name].dtype})" for name in strange)
+        raise FileError(f"safetensors files cannot hold these tensors: {dtypes}; convert them first")
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {_METADATA: dict(texts)}
+    start = 0
+    for name in order:
+        tensor = tensors[name]
+        end = start + tensor.numel() * tensor.element_size()
+        code = _DTYPE_CODES[tensor.dtype]
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, order
 
 
 def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -106,39 +153,29 @@ def _verify(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
 
 
 @contextmanager
-def _replacement(path: Path) -> Iterator[Path]:
+def _replacement(path: Path) -> Iterator[BinaryIO]:
     folder = path.parent
     if not folder.is_dir():
         raise FileError(f"{path}: the folder {folder} does not exist; create it first")
     if path.is_dir():
         raise FileError(f"{path}: is a folder; give a file name")
+    temporary = folder / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
     try:
         _remove_litter(path)
-        # A folder of its own, because the safetensors writer makes temporary files beside its target.
-        prefix = f".{path.name}.{os.getpid()}."
-        with tempfile.TemporaryDirectory(prefix=prefix, suffix=_TEMPORARY_SUFFIX, dir=folder) as scratch:
-            temporary = Path(scratch, path.name)
-            yield temporary
-            _flush(temporary, _mode_by_umask(Path(scratch, "mode")))
-            temporary.replace(path)
+        with temporary.open("xb") as file:
+            yield file
+            _flush(file)
+        temporary.replace(path)
         _flush_folder(folder)
     except OSError as error:
         raise FileError(f"{path}: cannot be written ({error}); the file is as it was before") from error
-
-
-def _mode_by_umask(probe: Path) -> int:
-    # The umask can only be read by setting it, which would change the whole process: let a new file tell.
-    probe.touch()
-    return probe.stat().st_mode & 0o777
-
-
-def _flush(file: Path, mode: int) -> None:
-    file.chmod(mode)
-    descriptor = os.open(file, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
@@ -155,10 +192,10 @@ def _remove_litter(path: Path) -> None:
     """Remove what killed writers of the same target left behind."""
     if os.name == "nt":
         return  # No harmless way to ask whether a process lives.
-    for scratch in path.parent.glob(f".{glob.escape(path.name)}.*{_TEMPORARY_SUFFIX}"):
-        owner = scratch.name.removeprefix(f".{path.name}.").partition(".")[0]
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*{_TEMPORARY_SUFFIX}"):
+        owner = temporary.name.removeprefix(f".{path.name}.").partition(".")[0]
         if owner.isdigit() and not _is_alive(int(owner)):
-            shutil.rmtree(scratch, ignore_errors=True)
+            temporary.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

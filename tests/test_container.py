@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,10 +14,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from monoquant import FileError, container
 from monoquant.container import hash_of, read_container, write_container
+from monoquant.numerics.memory import byte_view
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int32, torch.bool]
 
@@ -81,7 +82,7 @@ container.write_container(Path(sys.argv[1]), {"a": torch.zeros(3)}, {})
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_litter_of_a_killed_writer_goes_with_the_next_write(tmp_path: Path) -> None:
-    """kill -9 leaves the old file intact; the next write removes the dead writer's folder, not a living one's."""
+    """kill -9 leaves the old file intact; the next write removes the dead writer's file, not a living one's."""
     path = tmp_path / "file.safetensors"
     write_container(path, {"a": torch.ones(3)}, {})
     writer = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
@@ -89,7 +90,7 @@ def test_litter_of_a_killed_writer_goes_with_the_next_write(tmp_path: Path) -> N
     assert writer.stdout.readline() == "hanging\n"
     assert len(list(tmp_path.iterdir())) == 2
     write_container(path, {"a": torch.full((3,), 2.0)}, {})
-    assert len(list(tmp_path.iterdir())) == 2, "the folder of a living writer was removed"
+    assert len(list(tmp_path.iterdir())) == 2, "the file of a living writer was removed"
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     writer.stdout.close()
@@ -121,6 +122,37 @@ def test_disk_errors_become_file_errors(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_tensors_that_the_format_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other dtypes, a reserved name and another byte order are refused before anything is written."""
+    path = tmp_path / "file.safetensors"
+    with pytest.raises(FileError, match=r"a \(torch\.complex128\); convert them first"):
+        write_container(path, {"a": torch.ones(1, dtype=torch.complex128)}, {})
+    with pytest.raises(FileError, match="no tensor may be called '__metadata__'"):
+        write_container(path, {"__metadata__": torch.ones(1)}, {})
+    monkeypatch.setattr(container.sys, "byteorder", "big")
+    with pytest.raises(FileError, match="little-endian"):
+        write_container(path, {"a": torch.ones(1)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_are_aligned(tmp_path: Path) -> None:
+    """Readers that map the file find every tensor at a multiple of its element size."""
+    path = tmp_path / "file.safetensors"
+    dtypes = {"a": torch.uint8, "b": torch.float64, "c": torch.float16, "d": torch.float32}
+    write_container(path, {name: torch.ones(3, dtype=dtype) for name, dtype in dtypes.items()}, {"odd": "x"})
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    for name, dtype in dtypes.items():
+        assert (8 + size + header[name]["data_offsets"][0]) % dtype.itemsize == 0
+
+
+def write_plain(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file as another program would, without or with wrong hashes."""
+    header, order = container._header(tensors, metadata)
+    path.write_bytes(header + b"".join(byte_view(tensors[name]) for name in order))
+
+
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     """No file, other content, a safetensors file without hashes, and hashes of other tensors."""
     path = tmp_path / "file.safetensors"
@@ -131,17 +163,17 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         read_container(path)
     with pytest.raises(FileError, match="not a complete safetensors file"):
         read_container(tmp_path)
-    save_file({"a": torch.ones(1)}, path)
+    write_plain(path, {"a": torch.ones(1)}, {})
     with pytest.raises(FileError, match="not a monoquant file"):
         read_container(path)
     write_container(path, {"a": torch.ones(1)}, {})
     metadata = read_container(path)[1]
-    save_file({"a": torch.ones(1), "b": torch.ones(1)}, path, metadata=metadata)
+    write_plain(path, {"a": torch.ones(1), "b": torch.ones(1)}, metadata)
     with pytest.raises(FileError, match="holds 2 tensors and 1 hashes"):
         read_container(path)
-    save_file({"a": torch.zeros(1)}, path, metadata=metadata)
+    write_plain(path, {"a": torch.zeros(1)}, metadata)
     with pytest.raises(FileError, match="tensors differ from their hashes: a;"):
         read_container(path)
-    save_file({"a": torch.ones(1)}, path, metadata={**metadata, "more": "text"})
+    write_plain(path, {"a": torch.ones(1)}, {**metadata, "more": "text"})
     with pytest.raises(FileError, match="metadata differs from its hash"):
         read_container(path)

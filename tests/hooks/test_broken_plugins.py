@@ -124,7 +124,7 @@ WRONG_ANSWERS: dict[str, tuple[Any, str]] = {
     "a string": ("gate", "'gate'"),
     "bytes": (b"gate", "b'gate'"),
     "a number": (3, "3"),
-    "a class": (mq.NameRule, ".*NameRule"),
+    "a class": (mq.NameRule, "<class .*NameRule'>"),
     "a single rule": (RULE, r"NameRule\('gate'\)"),
     "a list of classes": ([mq.NameRule], "the class NameRule"),
     "a list with a string": (["gate"], "'gate' in its list"),
