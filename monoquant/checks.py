@@ -181,12 +181,13 @@ def _remedy(failing: Sequence[LayerReport], info: QuantizationInfo) -> str:
     cost = format_bytes(sum(record.bytes_before - record.bytes_after for record in worst))
     names = [record.layer for record in worst]
     what = "it" if len(failing) == 1 else "them" if len(failing) == len(worst) else "the worst"
-    remedy = f"Keep {what} in float with skip_layer_names={names} (+{cost})"
+    ways = [f"keep {what} in float with skip_layer_names={names} (+{cost})"] if all(names) else []
     scheme = failing[0].scheme
-    if scheme is None or scheme.group_size <= _SMALLER_GROUP:
-        return f"{remedy}."
-    extra = format_bytes(_price_of_smaller_groups(info, scheme))
-    return f"{remedy}, or use group_size={_SMALLER_GROUP} (+{extra})."
+    if scheme is not None and scheme.group_size > _SMALLER_GROUP:
+        extra = format_bytes(_price_of_smaller_groups(info, scheme))
+        ways.append(f"use group_size={_SMALLER_GROUP} (+{extra})")
+    text = ", or ".join(ways) or "calibrate with more data, or leave the model in float"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _price_of_smaller_groups(info: QuantizationInfo, scheme: Scheme) -> int:

@@ -166,7 +166,7 @@ class ThresholdRule(SkipRule):
 
 
 def _canonical(rules: Iterable[Any]) -> tuple[SkipRule, ...]:
-    members = tuple(rules)
+    members = list(rules)
     wrong = [rule for rule in members if not isinstance(rule, SkipRule)]
     if wrong:
         raise ConfigError(f"{wrong[0]!r} is not a SkipRule instance; give rules such as TypeRule(nn.Embedding)")
@@ -181,6 +181,14 @@ def _reasons(rules: Iterable[SkipRule], layer: Layer) -> list[str]:
     return list(dict.fromkeys(reason for _, reason in found))
 
 
+def _flat_any(rules: Iterable[Any]) -> tuple[SkipRule, ...]:
+    return _canonical(part for rule in rules for part in (rule.rules if isinstance(rule, AnyRule) else (rule,)))
+
+
+def _flat_all(rules: Iterable[Any]) -> tuple[SkipRule, ...]:
+    return _canonical(part for rule in rules for part in (rule.rules if isinstance(rule, AllRule) else (rule,)))
+
+
 def _one_rule(rule: Any) -> SkipRule:
     return _canonical([rule])[0]
 
@@ -193,7 +201,7 @@ class AnyRule(SkipRule):
         rules: The rules, in any order.
     """
 
-    rules: tuple[SkipRule, ...] = attrs.field(converter=_canonical)
+    rules: tuple[SkipRule, ...] = attrs.field(converter=_flat_any)
 
     def reason(self, layer: Layer) -> str | None:
         return "; ".join(_reasons(self.rules, layer)) or None
@@ -213,7 +221,7 @@ class AllRule(SkipRule):
         rules: The rules, in any order.
     """
 
-    rules: tuple[SkipRule, ...] = attrs.field(converter=_canonical)
+    rules: tuple[SkipRule, ...] = attrs.field(converter=_flat_all)
 
     def reason(self, layer: Layer) -> str | None:
         if any(rule.reason(layer) is None for rule in self.rules):

@@ -262,3 +262,12 @@ def test_checks_are_values() -> None:
     assert repr(SqnrCheck()) == "SqnrCheck()"
     with pytest.raises(TypeError, match="check"):
         mq.WarningCheck()  # type: ignore[abstract]
+
+
+def test_the_remedy_for_a_root_level_layer_gives_no_empty_name() -> None:
+    """A bare Linear cannot be skipped by name, so the remedy names the smaller group only."""
+    gate = mq.AccuracyWarningPass("ignore", sqnr_error_threshold=60, sqnr_warning_threshold=60)
+    passes = [mq.SkipSelectionPass(), mq.Int4PackPass(), mq.ValidationPass(), gate]
+    findings = mq.Quantizer(passes).run(nn.Linear(256, 64)).report.findings
+    remedy = next(finding.remedy for finding in findings if finding.code == "sqnr-critical")
+    assert re.fullmatch(r"Use group_size=32 \(\+[\d.]+ K?i?B\)\.", remedy)

@@ -306,3 +306,11 @@ def test_asking_keeps_a_rules_own_exception() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         ask(AnswerRule(ZeroDivisionError()), linear("a"), ORIGIN)
     assert any("AnswerRule" in note and "example 2.0" in note and "'a'" in note for note in caught.value.__notes__)
+
+
+def test_combinations_are_flat() -> None:
+    """How a combination was bracketed does not matter, for equality and for the order of reasons."""
+    a, b, c = mq.NameRule("a"), mq.ThresholdRule(9), mq.TypeRule(nn.Linear)
+    assert (a | b) | c == a | (b | c)
+    assert (a & b) & c == a & (b & c)
+    assert len((a | (b & c)).rules) == 2

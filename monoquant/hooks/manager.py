@@ -21,6 +21,10 @@ T = TypeVar("T")
 ENTRY_POINT_GROUP = "monoquant"
 
 
+class _WrongAnswerError(Exception):
+    """What a hook gave back is no list."""
+
+
 class PluginManager:
     """Holds plugins and asks them for rules and checks.
 
@@ -37,7 +41,7 @@ class PluginManager:
         self._origins: dict[str, Origin] = {}
         self.register(builtin, BUILT_IN)
         for entry_point in _installed() if discover else ():
-            self.register(_load(entry_point), _origin(entry_point), entry_point.name)
+            self.register(_load(entry_point), _origin(entry_point), _unique_name(entry_point))
 
     @property
     def plugins(self) -> tuple[Origin, ...]:
@@ -69,6 +73,9 @@ class PluginManager:
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             raise PluginError(f"plugin {origin}: {error}; the hooks are {', '.join(_hook_names())}") from error
+        if not self._manager.get_hookcallers(plugin):
+            self._manager.unregister(name=name)
+            raise PluginError(f"plugin {origin}: implements no hook; the hooks are {', '.join(_hook_names())}")
         self._origins[name] = origin
 
     def registry(self, scheme: Scheme) -> Registry:
@@ -94,10 +101,9 @@ class PluginManager:
         for name, origin in self._origins.items():
             try:
                 members = list(self._ask(name, hook, scheme))
-            except PluginError as error:
-                raise PluginError(
-                    f"plugin {origin}: {hook} {error}; return instances of {kind.__name__} in a list"
-                ) from None
+            except _WrongAnswerError as error:
+                wanted = f"return instances of {kind.__name__} in a list"
+                raise PluginError(f"plugin {origin}: {hook} {error}; {wanted}") from None
             except Exception as error:
                 raise PluginError(f"plugin {origin}: {hook} raised {type(error).__name__}: {error}") from error
             _require_instances(members, kind, f"plugin {origin}: {hook}")
@@ -105,25 +111,32 @@ class PluginManager:
         return tuple(found)
 
     def _ask(self, name: str, hook: str, scheme: Scheme) -> Iterable[Any]:
-        others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name]
-        answers = self._manager.subset_hook_caller(hook, others)(scheme=scheme)
-        implementations = getattr(self._manager.hook, hook).get_hookimpls()
-        if any(found.plugin_name == name for found in implementations) and not answers:
-            raise PluginError("returned None")  # pluggy leaves None out of the answers
-        for answer in answers:
+        # Called one by one and not through the hook, which merges the answers of all and drops those that are None.
+        for found in getattr(self._manager.hook, hook).get_hookimpls():
+            if found.plugin_name != name:
+                continue
+            if found.wrapper or found.hookwrapper:
+                raise _WrongAnswerError("is implemented by a wrapper")
+            takes_scheme = "scheme" in inspect.signature(found.function).parameters
+            answer = found.function(scheme) if takes_scheme else found.function()
             if not isinstance(answer, Iterable) or isinstance(answer, (str, bytes)):
-                raise PluginError(f"returned {answer!r}")
+                raise _WrongAnswerError(f"returned {answer!r}")
             yield from answer
 
 
 def _installed() -> list[EntryPoint]:
-    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry_point: entry_point.name)
+    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=_unique_name)
 
 
 def _origin(entry_point: EntryPoint) -> Origin:
     if entry_point.dist is None:
         return Origin(entry_point.name)
     return Origin(entry_point.dist.name, entry_point.dist.version)
+
+
+def _unique_name(entry_point: EntryPoint) -> str:
+    # Packages that were copied from one template may all call their entry point the same.
+    return f"{_origin(entry_point).name}:{entry_point.name}"
 
 
 def _load(entry_point: EntryPoint) -> object:

@@ -22,7 +22,7 @@ from monoquant.rules import (
     TypeRule,
     ask,
 )
-from monoquant.values import BUILT_IN, CALLER, Action, Decision, Finding, Layer, Severity
+from monoquant.values import BUILT_IN, CALLER, Action, Decision, Finding, Layer, Origin, Severity
 
 Types = type[nn.Module] | Iterable[type[nn.Module]]
 Names = str | Iterable[str]
@@ -119,15 +119,17 @@ class SkipSelectionPass(Pass):
         context.report([*_unprotected(self.replaced_defaults, context)])
 
     def _report_unmatched(self, context: QuantContext, asked: Sequence[RegisteredRule]) -> None:
-        dead = [(entry, rule.origin) for rule in asked for entry in rule.value.unmatched(context.layers)]
-        own = [entry for entry, origin in dead if origin == CALLER]
-        if own and self.on_unmatched == "error":
-            raise InputError(f"skip rules matched no layer: {', '.join(own)}; correct or remove them")
-        context.report([_dead_entry(entry) for entry in own])
-        for origin in dict.fromkeys(origin for _, origin in dead if origin != CALLER):
-            entries = ", ".join(entry for entry, whose in dead if whose == origin)
-            message = f"Skip rules that matched no layer: {entries}."
-            context.report([Finding("rule-unmatched", Severity.INFO, message, origin=origin)])
+        dead = [(entry, rule) for rule in asked for entry in rule.value.unmatched(context.layers)]
+        # A threshold is a limit: it does not claim that smaller layers exist, as a name or a class does.
+        mistaken = [
+            entry for entry, rule in dead if rule.origin == CALLER and not isinstance(rule.value, ThresholdRule)
+        ]
+        if mistaken and self.on_unmatched == "error":
+            raise InputError(f"skip rules matched no layer: {', '.join(mistaken)}; correct or remove them")
+        context.report([_mistake(entry) for entry in mistaken])
+        for origin in dict.fromkeys(rule.origin for _, rule in dead):
+            entries = [entry for entry, rule in dead if rule.origin == origin and entry not in mistaken]
+            context.report(_idle(entries, origin))
 
 
 def _first_reason(rules: Iterable[RegisteredRule], layer: Layer) -> Decision | None:
@@ -138,9 +140,14 @@ def _first_reason(rules: Iterable[RegisteredRule], layer: Layer) -> Decision | N
     return None
 
 
-def _dead_entry(entry: str) -> Finding:
+def _mistake(entry: str) -> Finding:
     message = f"Warning: skip rule {entry} matched no layer."
     return Finding("rule-unmatched", Severity.WARNING, message, remedy="Correct or remove it.", origin=CALLER)
+
+
+def _idle(entries: Sequence[str], origin: Origin) -> list[Finding]:
+    message = f"Skip rules that matched no layer: {', '.join(entries)}."
+    return [Finding("rule-unmatched", Severity.INFO, message, origin=origin)] if entries else []
 
 
 def _unprotected(defaults: Iterable[RegisteredRule], context: QuantContext) -> Iterable[Finding]:

@@ -221,3 +221,24 @@ def test_a_rule_with_a_wrong_answer_is_named_with_its_plugin(answer: Any) -> Non
     with pytest.raises(mq.PluginError, match=r"MuteRule.* of broken 2\.0 .*'0'") as caught:
         quantizer.plan(nn.Sequential(nn.Linear(8, 8)))
     assert caught.value.layers == ("0",)
+
+
+@pytest.mark.parametrize("plugin", [None, object(), make_plugin(helper=print)], ids=["None", "an object", "a module"])
+def test_a_plugin_without_hooks_is_refused(plugin: Any) -> None:
+    """What contributes nothing is a mistake, told with the hooks there are; the manager stays usable."""
+    manager = mq.PluginManager(discover=False)
+    with pytest.raises(mq.PluginError, match=r"^plugin empty 1: implements no hook; the hooks are monoquant_register_"):
+        manager.register(plugin, mq.Origin("empty", "1"))
+    assert manager.plugins == ()
+    assert len(manager.registry(mq.Scheme()).warning_checks) == len(mq.Registry().warning_checks)
+
+
+def test_an_error_of_the_plugins_own_keeps_its_cause() -> None:
+    """A hook that raises a PluginError is told as raising, not as returning."""
+
+    def refuse(scheme: mq.Scheme) -> list[mq.SkipRule]:
+        raise mq.PluginError("no licence")
+
+    with pytest.raises(mq.PluginError, match="raised PluginError: no licence") as caught:
+        register_and_ask(make_plugin(**{RULES_HOOK: mq.hookimpl(refuse)}))
+    assert str(caught.value.__cause__) == "no licence"

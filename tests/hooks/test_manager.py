@@ -88,7 +88,7 @@ def test_instances_can_be_plugins() -> None:
 def test_plugins_are_listed_by_name() -> None:
     """Manager and registry list active plugins in the order of their names."""
     origins = [mq.Origin("zebra", "1"), mq.Origin("ant"), mq.Origin("mole", "3.1")]
-    manager = manager_with(*[(make_plugin(), origin) for origin in origins])
+    manager = manager_with(*[(make_plugin(**{RULES_HOOK: returning([])}), origin) for origin in origins])
     expected = (mq.Origin("ant"), mq.Origin("mole", "3.1"), mq.Origin("zebra", "1"))
     assert manager.plugins == expected
     assert manager.registry(SCHEME).plugins == expected

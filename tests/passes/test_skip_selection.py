@@ -355,3 +355,12 @@ def test_a_raising_rule_is_named_with_its_layer(rules: mq.SkipRule | Iterable[mq
     assert "FailingRule" in notes
     assert "'tiny'" in notes
     assert "SkipSelectionPass" in notes
+
+
+def test_an_idle_threshold_is_no_mistake() -> None:
+    """That no layer is smaller than a limit is told, but is neither a warning nor an error."""
+    skips = mq.SkipSelectionPass(mq.ThresholdRule(1), on_unmatched="error")
+    found = findings(skips, "rule-unmatched")
+    assert [(finding.severity, finding.message) for finding in found] == [
+        (mq.Severity.INFO, "Skip rules that matched no layer: ThresholdRule(1).")
+    ]
