@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import attrs
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
-from monoquant.errors import AccuracyWarning, FileError, InputError
+from monoquant.container import write_container
+from monoquant.errors import FileError, InputError
 from monoquant.formats.native import load, save
 from monoquant.hooks import PluginManager
 from monoquant.passes.accuracy_warning import AccuracyWarningPass
@@ -26,7 +23,6 @@ from monoquant.passes.int4_pack import Int4PackPass
 from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.passes.validation import ValidationPass
 from monoquant.quantizer import Quantizer, QuantResult
-from monoquant.report.table import format_bytes
 
 DEFAULT_STEPS = 170
 FLOAT_FILE = "float.safetensors"
@@ -72,10 +68,10 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * _WIDTH, _WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = self.qkv(self.norm1(x)).unflatten(-1, (3, _HEADS, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(*heads, is_causal=True)
+        query, key, value = self.qkv(self.norm1(x)).unflatten(-1, (3, _HEADS, -1)).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        return torch.add(x, self.down(functional.gelu(self.up(self.norm2(x)))))
 
 
 class ByteTransformer(nn.Module):
@@ -93,7 +89,8 @@ class ByteTransformer(nn.Module):
         x = self.bytes(tokens) + self.positions(torch.arange(tokens.shape[1]))
         for block in self.blocks:
             x = block(x)
-        return self.lm_head(self.norm(x))  # type: ignore[no-any-return]  # calling a module gives Any
+        logits: Tensor = self.lm_head(self.norm(x))
+        return logits
 
 
 def run_demo(write: Write, *, steps: int = DEFAULT_STEPS, keep: Path | None = None) -> None:
@@ -178,7 +175,7 @@ def _tell_text(text: Text, write: Write) -> None:
     write(f"   {sizes}; no paragraph is in two parts\n")
 
 
-def _tell_training(model: nn.Module, text: Text, steps: int, write: Write) -> None:
+def _tell_training(model: ByteTransformer, text: Text, steps: int, write: Write) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     write(f"\n2. Train a transformer of {parameters:,} float32 parameters to predict the next byte\n")
     told = {1, steps, *range(0, steps + 1, max(steps // 5, 1))}
@@ -187,7 +184,7 @@ def _tell_training(model: nn.Module, text: Text, steps: int, write: Write) -> No
             write(f"   step {step:>4} of {steps}: {loss / math.log(2):.2f} bits per byte on its training batch\n")
 
 
-def train(model: nn.Module, text: Tensor, steps: int) -> Iterator[float]:
+def train(model: ByteTransformer, text: Tensor, steps: int) -> Iterator[float]:
     """Train on random windows of a text, with a seed of its own.
 
     Args:
@@ -211,7 +208,7 @@ def train(model: nn.Module, text: Tensor, steps: int) -> Iterator[float]:
         windows = text[starts + offsets]
         loss = _loss(model, windows)
         model.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         for optimizer, schedule in zip((muon, adam), schedules, strict=True):
             optimizer.step()
             schedule.step()
@@ -224,7 +221,7 @@ def _schedule(steps: int) -> Callable[[int], float]:
 
 
 def _loss(model: nn.Module, windows: Tensor) -> Tensor:
-    return F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
+    return functional.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
 
 
 def _windows(text: Tensor) -> Tensor:
@@ -245,3 +242,40 @@ def bits_per_byte(model: nn.Module, text: Tensor) -> float:
 
 def _metric(bits: float) -> str:
     return f"{bits:.3f} bits per byte (perplexity {2**bits:.3f} per byte)"
+
+
+def _quantize(model: nn.Module, text: Text, write: Write) -> QuantResult:
+    pack = Int4PackPass(group_size=128)
+    calibration = CalibrationPass([_windows(text.calibration)[:_CALIBRATION_SAMPLES, :-1]], _CALIBRATION_SAMPLES)
+    gate = AccuracyWarningPass(on_failure="error", sqnr_warning_threshold=15.0)
+    passes = [SkipSelectionPass.from_options(), calibration, pack, ValidationPass(), gate]
+    quantizer = Quantizer(passes, PluginManager().registry(pack.scheme))
+    write("\n4. Plan: what 4-bit quantization would do to each layer, and why\n")
+    for decision in quantizer.plan(model):
+        write(f"   {decision}\n")
+    write(f"\n5. Quantize, and measure layer outputs on {_CALIBRATION_SAMPLES} windows of the calibration text\n\n")
+    result = quantizer.run(model)
+    write(f"{result.report}\n")
+    return result
+
+
+def _save_and_load(model: nn.Module, result: QuantResult, folder: Path, text: Text, write: Write) -> nn.Module:
+    write_container(folder / FLOAT_FILE, model.state_dict(), {})
+    save(result, folder / INT4_FILE)
+    loaded = load(folder / INT4_FILE, ByteTransformer())
+    write("\n6. Save both, and load the quantized file into a freshly built model\n")
+    tokens = _windows(text.held_out)[:8, :-1]
+    with torch.no_grad():
+        if not torch.equal(loaded(tokens), result.model(tokens)):
+            raise FileError(f"{folder / INT4_FILE}: the loaded model differs from the saved one")
+    write("   the loaded model's outputs are bit-equal to those of the quantized one\n")
+    return loaded
+
+
+def _tell_outcome(before: float, after: float, folder: Path, write: Write) -> None:
+    sizes = [(folder / name).stat().st_size for name in (FLOAT_FILE, INT4_FILE)]
+    write("\n7. Before and after, with the model as loaded from disk\n")
+    write(f"   {'':<22}{'float32':>12}{'int4':>12}\n")
+    write(f"   {'file on disk, bytes':<22}{sizes[0]:>12,}{sizes[1]:>12,}   {sizes[0] / sizes[1]:.2f}x smaller\n")
+    write(f"   {'bits per byte':<22}{before:>12.4f}{after:>12.4f}   {after - before:+.4f} on held-out text\n")
+    write(f"   {'perplexity per byte':<22}{2**before:>12.3f}{2**after:>12.3f}\n")
