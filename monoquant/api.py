@@ -95,6 +95,7 @@ def quantize(
         PluginError: When an installed plugin is wrong.
     """
     _require_int4(bits, None)
+    _require_measured_gate(accuracy_warning, run_validation)
     pack = Int4PackPass(group_size, symmetric, scale_dtype)
     skips = SkipSelectionPass.from_options(
         modules_to_not_convert,
@@ -104,12 +105,14 @@ def quantize(
         add_default_skips=add_default_skips,
         extra_rules=_selection_rules(layer_types, layer_names),
     )
-    calibration = None
-    if calibration_data is not None:
-        calibration = CalibrationPass(calibration_data, num_calibration_samples, select, forward, progress)
+    data = [] if calibration_data is None else calibration_data
+    calibration = CalibrationPass(data, num_calibration_samples, select, forward, progress)
+    if calibration_data is None and calibration != CalibrationPass(data):
+        raise ConfigError("num_calibration_samples, select, forward and progress do nothing without calibration_data")
     gate = AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
     validation = ValidationPass(on_failure)
-    steps = (skips, calibration, pack, validation if run_validation else None, gate)
+    feed = None if calibration_data is None else calibration
+    steps = (skips, feed, pack, validation if run_validation else None, gate)
     return _quantizer(steps, plugins).run(model, inplace=inplace)
 
 
@@ -134,6 +137,9 @@ def static_quantize(
     accuracy_warning: Policy = "warn",
     sqnr_warning_threshold: float = 20.0,
     sqnr_error_threshold: float = 10.0,
+    *,
+    select: int | str | None = None,
+    forward: Forward | None = None,
 ) -> tuple[nn.Module, QuantizationInfo]:
     """Quantize a copy of a model with calibration data; :func:`quantize` with the parameters existing users know.
 
@@ -159,6 +165,8 @@ def static_quantize(
         accuracy_warning: ``"warn"`` (default), ``"error"`` or ``"ignore"`` when the damage is large.
         sqnr_warning_threshold: dB; default 20.
         sqnr_error_threshold: dB; default 10.
+        select: Position or key of the batch item that is the model's input, for ``(input, label)`` batches.
+        forward: ``forward(model, batch)``, where the input alone does not do.
 
     Returns:
         The quantized copy and its QuantizationInfo.
@@ -167,6 +175,7 @@ def static_quantize(
         MonoquantError: As :func:`quantize`.
     """
     _require_int4(bits, dtype)
+    _require_measured_gate(accuracy_warning, run_validation)
     if calibration_data is None:
         raise InputError("calibration_data is None: give batches, or call quantize(), which can do without")
     pack = Int4PackPass(group_size, symmetric)
@@ -177,7 +186,7 @@ def static_quantize(
         skip_param_threshold,
         extra_rules=[*_selection_rules(layer_types, layer_names), *type_rules(skip_types), *name_rules(skip_names)],
     )
-    calibration = CalibrationPass(calibration_data, num_calibration_samples)
+    calibration = CalibrationPass(calibration_data, num_calibration_samples, select, forward)
     gate = AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
     validation = ValidationPass(on_failure)
     steps = (skips, calibration, pack, validation if run_validation else None, gate)
@@ -236,7 +245,7 @@ def get_layers_to_skip(
         skip_param_threshold: Layers with strictly fewer parameters; default 0: none.
 
     Returns:
-        Names of modules that own parameters.
+        Names of modules that own parameters. Layers that only follow a tied one in a plan are not among them.
 
     Raises:
         ConfigError: For a value of the wrong kind.
@@ -257,6 +266,11 @@ def _quantizer(steps: Iterable[Pass | None], plugins: bool) -> Quantizer:
     return Quantizer(passes, PluginManager(discover=plugins).registry(scheme))
 
 
+def _require_measured_gate(accuracy_warning: str, run_validation: bool) -> None:
+    if accuracy_warning == "error" and not run_validation:
+        raise ConfigError("accuracy_warning='error' has nothing to judge with run_validation=False: leave one of them")
+
+
 def _selection_rules(types: Types | None, names: Names | None) -> list[SkipRule]:
     chosen = [*type_rules(types), *name_rules(names)]
     if not chosen and (types is not None or names is not None):
@@ -266,7 +280,9 @@ def _selection_rules(types: Types | None, names: Names | None) -> list[SkipRule]
 
 def _require_int4(bits: int | None, dtype: torch.dtype | None) -> None:
     by_dtype: dict[torch.dtype, int] = {INT4: 4, torch.qint8: 8, torch.int8: 8, torch.float16: 16}
-    if dtype is not None and dtype not in by_dtype:
+    if bits is not None and not isinstance(bits, int):
+        raise ConfigError(f"bits={bits!r}: give 4 (and calibration data by name: calibration_data=...)")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in by_dtype):
         raise ConfigError(f"dtype={dtype!r}: give torch.int4")
     meant = by_dtype[dtype] if dtype is not None else (8 if bits is None else bits)
     if dtype is not None and bits is not None and bits != meant:

@@ -55,6 +55,7 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
     Raises:
         FileError: When the target's folder does not exist or cannot be written.
     """
+    _refuse_unknown_kinds(tensors)
     on_disk = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     hashes = {name: hash_of(name, tensor) for name, tensor in on_disk.items()}
     texts = {**metadata, HASHES_KEY: " ".join(hashes[name] for name in sorted(hashes))}
@@ -66,19 +67,24 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
             file.write(byte_view(on_disk[name]))
 
 
+def _refuse_unknown_kinds(tensors: Mapping[str, Tensor]) -> None:
+    if sys.byteorder != "little":
+        raise FileError("safetensors files hold little-endian bytes: save on a little-endian machine")
+    if _METADATA in tensors:
+        raise FileError(f"no tensor may be called {_METADATA!r} in a safetensors file: rename it")
+    strange = [
+        name for name, tensor in tensors.items() if tensor.dtype not in _DTYPE_CODES or tensor.layout != torch.strided
+    ]
+    if strange:
+        dtypes = ", ".join(f"{name} ({tensors[name].dtype}, {tensors[name].layout})" for name in strange)
+        raise FileError(f"safetensors files cannot hold these tensors: {dtypes}; convert them first")
+
+
 def _header(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> tuple[bytes, list[str]]:
     """Header of a safetensors file, and the order of its tensors: wide elements first, so that all are aligned.
 
     Written here because the library's own writer needs NumPy, which nothing else here does.
     """
-    if sys.byteorder != "little":
-        raise FileError("safetensors files hold little-endian bytes: save on a little-endian machine")
-    if _METADATA in tensors:
-        raise FileError(f"no tensor may be called {_METADATA!r} in a safetensors file: rename it")
-    strange = [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPE_CODES]
-    if strange:
-        dtypes = ", ".join(f"{name} ({tensors[name].dtype})" for name in strange)
-        raise FileError(f"safetensors files cannot hold these tensors: {dtypes}; convert them first")
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {_METADATA: dict(texts)}
     start = 0

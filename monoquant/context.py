@@ -13,6 +13,7 @@ from monoquant.modules.packed_int4 import PackedInt4
 from monoquant.observers import InputSample
 from monoquant.registry import Registry
 from monoquant.report import CalibrationFacts, ValidationResult
+from monoquant.source import tensor_identity
 from monoquant.values import Action, Decision, Finding, Layer, Scheme
 
 
@@ -149,7 +150,9 @@ class QuantContext:
         return weight.detach()
 
     def replace_weight(self, layer: str, weight: Tensor) -> None:
-        """Pack another matrix in place of the model's weight; the model is not touched.
+        """Pack another matrix in place of the model's weight, also for layers that are tied to it.
+
+        The model is not touched.
 
         Args:
             layer: Name of a layer that is not packed yet.
@@ -164,7 +167,13 @@ class QuantContext:
         if tuple(weight.shape) != expected:
             given = tuple(weight.shape)
             raise PassError(f"weight for layer {layer!r} has shape {given}, not {expected}", layers=[layer])
-        self._replaced_weights[layer] = weight
+        self._replaced_weights.update(dict.fromkeys(self._layers_with_weight_of(layer), weight))
+
+    def _layers_with_weight_of(self, layer: str) -> list[str]:
+        identity = tensor_identity(self.original_weight(layer))
+        ties = next(found.ties for found in self.layers if found.name == layer)
+        quantized = [name for name in ties if self.plan[name].action is Action.QUANTIZE]
+        return [layer, *(name for name in quantized if tensor_identity(self.original_weight(name)) == identity)]
 
     def want(self, request: InputSample) -> None:
         """Ask that calibration collects a statistic of every quantized layer's inputs.

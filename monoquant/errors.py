@@ -49,7 +49,7 @@ class ValidationError(MonoquantError, ValueError):
     """
 
     # Any, because reports live on a higher floor than errors.
-    def __init__(self, message: str, *, layers: Iterable[str], result: Any) -> None:
+    def __init__(self, message: str, *, layers: Iterable[str] = (), result: Any = None) -> None:
         super().__init__(message, layers=layers)
         self.result = result
 
@@ -64,7 +64,7 @@ class AccuracyError(MonoquantError, ValueError):
     """
 
     # Any, because reports live on a higher floor than errors.
-    def __init__(self, message: str, *, layers: Iterable[str], info: Any) -> None:
+    def __init__(self, message: str, *, layers: Iterable[str] = (), info: Any = None) -> None:
         super().__init__(message, layers=layers)
         self.info = info
 

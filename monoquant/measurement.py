@@ -94,18 +94,28 @@ def survives_saving(packed: PackedInt4) -> bool:
 
     Returns:
         Whether it loads and gives bit-equal outputs.
+
+    Raises:
+        FileError: When no temporary file can be written, which says nothing about the matrix.
     """
     fresh = PackedInt4(packed.rows, packed.columns, packed.scheme, dtype=packed.dtype, device="meta")
-    with TemporaryDirectory(prefix="monoquant-") as folder:
+    with _temporary_folder() as folder:
         path = Path(folder, "layer.safetensors")
+        write_container(path, packed.state_dict(), {})
         try:
-            write_container(path, packed.state_dict(), {})
             fresh.load_state_dict(read_container(path)[0], strict=True, assign=True)
         except (FileError, RuntimeError):
             return False
     generator = torch.Generator("cpu").manual_seed(0)
     probe = torch.randn(_PROBE_ROWS, packed.columns, generator=generator, device="cpu", dtype=torch.float32)
     return torch.equal(_outputs(packed, probe), _outputs(fresh, probe))
+
+
+def _temporary_folder() -> TemporaryDirectory[str]:
+    try:
+        return TemporaryDirectory(prefix="monoquant-")
+    except OSError as error:
+        raise FileError(f"no temporary folder to check saving in ({error}): set TMPDIR to one") from error
 
 
 def _outputs(packed: PackedInt4, probe: Tensor) -> Tensor:

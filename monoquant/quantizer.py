@@ -8,7 +8,7 @@ import attrs
 from torch import nn
 
 from monoquant.context import QuantContext
-from monoquant.conversion import convert_in_place, converted_copy
+from monoquant.conversion import convert_in_place, copy_without_weights
 from monoquant.errors import ConfigError, InputError
 from monoquant.passes.base import PackPass, Pass
 from monoquant.registry import Registry
@@ -135,16 +135,15 @@ class Quantizer:
         """
         context = self._planned(model)
         _require_work(context)
+        target = model if inplace else copy_without_weights(model, _quantized(context))
         self._each("prepare", context)
         for index in range(len(self.passes)):
             for phase in ("requires", "run", "ensures"):
                 self._call(phase, index, context)
         packed = {name: layer.weight for name, layer in context.packed.items()}
         report = build_report(context)
-        if inplace:
-            convert_in_place(model, packed)
-        result = model if inplace else converted_copy(model, packed)
-        return QuantResult(result, _info(report), report)
+        convert_in_place(target, packed)
+        return QuantResult(target, _info(report), report)
 
     def _planned(self, model: nn.Module) -> QuantContext:
         context = QuantContext(model, self.scheme, inventory(model), self.registry)
@@ -174,11 +173,16 @@ class Quantizer:
         return f"in {_name(self.passes[index])}.{phase}{layer} ({position})"
 
 
+def _quantized(context: QuantContext) -> list[str]:
+    return [decision.layer for decision in context.decisions() if decision.action is Action.QUANTIZE]
+
+
 def _require_work(context: QuantContext) -> None:
     decisions = context.decisions()
-    if any(decision.action is Action.QUANTIZE for decision in decisions):
+    if _quantized(context):
         return
     reasons = "\n".join(f"- {decision}" for decision in decisions) or "- it has no parameters at all"
+    reasons += "".join(f"\n- {text}" for text in texts(context.findings))
     raise InputError(
         f"no layer of the model can be quantized:\n{reasons}\ngive a model with nn.Linear layers, or skip fewer",
         layers=[decision.layer for decision in decisions],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from statistics import median
 
@@ -14,7 +15,7 @@ from monoquant.measurement import Measurement
 from monoquant.numerics.memory import stored_bytes
 from monoquant.numerics.metrics import Energy
 from monoquant.report import LayerReport, QuantReport
-from monoquant.source import model_tensors, tensor_identity
+from monoquant.source import model_tensors
 from monoquant.values import Decision, Layer
 
 
@@ -49,11 +50,16 @@ def model_bytes(context: QuantContext) -> tuple[int, int]:
     Args:
         context: The run, after packing.
     """
-    tensors = list(model_tensors(context.model))
-    gone = {tensor_identity(context.original_weight(name)) for name in context.packed}
-    kept = [tensor for tensor in tensors if tensor_identity(tensor) not in gone]
     packed = [buffer for layer in context.packed.values() for buffer in layer.weight.buffers()]
-    return stored_bytes(tensors), stored_bytes([*kept, *packed])
+    return stored_bytes(model_tensors(context.model)), stored_bytes([*_tensors_that_stay(context), *packed])
+
+
+def _tensors_that_stay(context: QuantContext) -> Iterator[Tensor]:
+    packed = {context.module(name) for name in context.packed}
+    for module in context.model.modules():
+        yield from module.buffers(recurse=False)
+        own = module.named_parameters(recurse=False)
+        yield from (parameter for name, parameter in own if not (module in packed and name == "weight"))
 
 
 def headline_sqnr(measurements: Iterable[Measurement]) -> float | None:
@@ -63,8 +69,8 @@ def headline_sqnr(measurements: Iterable[Measurement]) -> float | None:
         measurements: One per quantized layer.
 
     Returns:
-        The median of the layer outputs where outputs were measured, else the pooled weight SQNR; nan if one is nan;
-        None if nothing was measured.
+        The median of the layer outputs where outputs were measured (exact ones left out, unless all are exact), else
+        the pooled weight SQNR; nan if one is nan; None if nothing was measured.
     """
     found = list(measurements)
     if not found:
@@ -73,7 +79,8 @@ def headline_sqnr(measurements: Iterable[Measurement]) -> float | None:
     if not outputs:
         return sum((measurement.weight for measurement in found), Energy()).sqnr_db
     broken = [value for value in outputs if value != value]
-    return broken[0] if broken else median(outputs)
+    inexact = [value for value in outputs if value != math.inf]
+    return broken[0] if broken else median(inexact or outputs)
 
 
 def _layer_report(layer: Layer, context: QuantContext) -> LayerReport:

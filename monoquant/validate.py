@@ -73,6 +73,9 @@ def _react(result: ValidationResult, failing: tuple[str, ...], on_failure: str) 
 
 
 def _pairs(original: nn.Module, quantized: nn.Module) -> dict[str, tuple[nn.Linear, Int4Linear]]:
+    for what, given in (("original", original), ("quantized", quantized)):
+        if not isinstance(given, nn.Module):
+            raise InputError(f"{what} is a {type(given).__name__}: give the module itself, such as result.model")
     packed = {name: module for name, module in quantized.named_modules() if isinstance(module, Int4Linear)}
     if not packed:
         raise InputError("the quantized model has no packed layer: give the model that quantize() returned")
@@ -80,10 +83,17 @@ def _pairs(original: nn.Module, quantized: nn.Module) -> dict[str, tuple[nn.Line
     pairs, strangers = {}, []
     for name, module in packed.items():
         linear = floats.get(name)
-        if isinstance(linear, nn.Linear) and linear.weight.shape == (module.out_features, module.in_features):
+        if (
+            isinstance(linear, nn.Linear)
+            and not isinstance(linear, Int4Linear)
+            and linear.weight.shape == (module.out_features, module.in_features)
+        ):
             pairs[name] = (linear, module)
         else:
             strangers.append(name)
+    meta = [name for name, (linear, _) in pairs.items() if linear.weight.is_meta]
+    if meta:
+        raise InputError(f"original weights on the meta device: {quoted(meta)}; load real weights first", layers=meta)
     if strangers:
         message = f"packed layers without a float Linear of that name and shape: {quoted(strangers)}"
         raise InputError(message, layers=strangers)

@@ -97,9 +97,11 @@ def _built(name: str, how: PackedAs, model: nn.Module, state: Mapping[str, Tenso
     if module is None:
         return f"no layer {name!r} in the model"
     obstacle = obstacle_to_packing(module)
-    weight = module.weight
-    if obstacle is not None or not isinstance(weight, Tensor):
-        return f"layer {name!r} cannot be packed: {obstacle.reason if obstacle else 'it has no weight'}"
+    if obstacle is not None:
+        return f"layer {name!r} cannot be packed: {obstacle.reason}"
+    weight = module._parameters["weight"]
+    if weight is None:
+        return f"layer {name!r} has no weight"
     rows, columns = weight.shape
     packed = PackedInt4(rows, columns, how.scheme, dtype=how.dtype, device="meta")
     prefix = joined(name, "packed_weight.")

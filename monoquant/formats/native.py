@@ -15,6 +15,7 @@ from monoquant.container import read_container, write_container
 from monoquant.errors import FileError
 from monoquant.formats.filling import PackedAs, examine, fill
 from monoquant.modules.int4_linear import Int4Linear
+from monoquant.modules.linear_like import PACKABLE_DTYPES
 from monoquant.quantizer import QuantResult
 from monoquant.report import QuantReport
 from monoquant.report.plain import dtype_named, to_plain
@@ -37,11 +38,12 @@ def save(result: QuantResult, path: str | os.PathLike[str]) -> None:
     Raises:
         FileError: When the target cannot be written, or the model holds state that is not a tensor.
     """
-    target = Path(path)
+    target = _as_path(path)
     if target.suffix != ".safetensors":
         raise FileError(f"{target}: give a name that ends in .safetensors")
     if not isinstance(result, QuantResult):
-        raise FileError(f"save takes the QuantResult that quantize() returned, not a {type(result).__name__}")
+        kind = type(result).__name__
+        raise FileError(f"save takes the QuantResult that quantize() returned, not a {kind} (as of static_quantize())")
     changes = _dtype_changes(result, target)
     tensors, aliases = _without_copies(_state(result.model))
     metadata = {
@@ -69,8 +71,11 @@ def load(path: str | os.PathLike[str], model: M) -> M:
         FileError: When the file is damaged, of another format or version, or does not fit the model; ``model`` is
             then as it was.
     """
-    tensors, metadata = read_container(Path(path))
+    tensors, metadata = read_container(_as_path(path))
     stored = _parse(path, metadata)
+    lost = sorted(set(stored.aliases.values()) - set(tensors))
+    if lost:
+        raise FileError(f"{path}: its metadata names tensors that it does not hold: {', '.join(lost)}")
     state = {**tensors, **{alias: tensors[kept] for alias, kept in stored.aliases.items()}}
     fit = examine(model, state, stored.packed)
     if fit.problems:
@@ -89,7 +94,13 @@ def load_report(path: str | os.PathLike[str]) -> QuantReport:
     Raises:
         FileError: When the file is damaged or of another format or version.
     """
-    return _parse(path, read_container(Path(path))[1]).report
+    return _parse(path, read_container(_as_path(path))[1]).report
+
+
+def _as_path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise FileError(f"{path!r} is not a path: give the name of a file")
+    return Path(path)
 
 
 @attrs.frozen
@@ -107,16 +118,25 @@ def _parse(path: str | os.PathLike[str], metadata: dict[str, str]) -> _Stored:
         raise FileError(f"{path}: format version {version}, this monoquant reads version {FORMAT_VERSION}")
     try:
         report = QuantReport.from_dict(json.loads(metadata["report"]))
-        dtypes = {name: dtype_named(text) for name, text in json.loads(metadata["dtypes"]).items()}
+        dtypes = {name: dtype_named(text) for name, text in _texts(metadata["dtypes"]).items()}
+        if not set(dtypes.values()) <= set(PACKABLE_DTYPES):
+            raise ValueError(f"weight dtypes {sorted(map(str, dtypes.values()))}")
         records = report.by_action(Action.QUANTIZE)
         packed = {
             record.layer: PackedAs(record.scheme, dtypes.get(record.layer, record.dtype))
             for record in records
             if record.scheme is not None
         }
-        return _Stored(report, json.loads(metadata["aliases"]), packed)
+        return _Stored(report, _texts(metadata["aliases"]), packed)
     except (KeyError, ValueError, TypeError) as error:
         raise FileError(f"{path}: its metadata cannot be read ({error})") from error
+
+
+def _texts(stored: str) -> dict[str, str]:
+    found = json.loads(stored)
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"{stored[:40]!r} is not an object of texts")
+    return found
 
 
 def _dtype_changes(result: QuantResult, path: Path) -> dict[str, str]:

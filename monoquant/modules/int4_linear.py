@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 
-class Int4Linear(nn.Module):
+class Int4Linear(nn.Linear):
     """``y = x @ weight.T + bias`` with the weight stored as 4-bit codes.
 
-    Takes what ``nn.Linear`` takes: inputs ``[..., in_features]`` in the layer's own dtype. The weight is dequantized
-    on each call and takes no gradient; input and bias do.
+    Takes what ``nn.Linear`` takes: inputs ``[..., in_features]`` in the layer's own dtype; and is one to
+    ``isinstance``, so that code which asks goes on treating it as a Linear. The weight is dequantized on each call and
+    takes no gradient; input and bias do.
 
     Args:
         in_features: Size of each input row.
@@ -35,7 +36,7 @@ class Int4Linear(nn.Module):
     """
 
     packed_weight: PackedInt4
-    bias: Parameter | None
+    bias: Parameter | None  # type: ignore[assignment]  # Linear leaves out that it may be None
 
     def __init__(
         self,
@@ -46,14 +47,14 @@ class Int4Linear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not Linear's own, which would make a float weight
         dtype = dtype or torch.get_default_dtype()
         self.in_features, self.out_features = in_features, out_features
         self.packed_weight = PackedInt4(out_features, in_features, scheme or Scheme(), dtype=dtype, device=device)
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]  # Linear declares an attribute; this is one to read
         """The dequantized weight ``[out_features, in_features]``, computed on each access."""
         return self.packed_weight.dequantize()
 

@@ -10,6 +10,8 @@ from torch.nn.utils import parametrize
 from monoquant.modules.int4_linear import Int4Linear
 from monoquant.modules.packed_int4 import PackedInt4
 
+_HARMLESS_ADDITIONS = frozenset(("reset_parameters", "extra_repr", "_abc_impl"))
+_HARMFUL_SPECIALS = frozenset(("__slots__", "__getattr__", "__getattribute__", "__setattr__"))
 PACKABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -58,16 +60,32 @@ def _obstacle_in_code(module: nn.Linear, kind: str) -> Obstacle | None:
         return Obstacle(f"{kind} has a __call__ of its own", "use a plain nn.Linear inside it")
     if isinstance(getattr(type(module), "weight", None), property):
         return Obstacle(f"{kind} computes its weight in a property", "store the weight as a Parameter")
+    added = _additions(type(module))
+    if added:
+        return Obstacle(
+            f"{kind} adds {', '.join(added)} to nn.Linear, which a packed layer would lack",
+            "use a plain nn.Linear inside it",
+        )
     if module._modules:
         return Obstacle(f"{kind} contains modules: {', '.join(module._modules)}", "use a plain nn.Linear inside it")
     return None
 
 
+def _additions(kind: type) -> list[str]:
+    between = kind.__mro__[: kind.__mro__.index(nn.Linear)]
+    names = {name for one in between for name in vars(one)} - _HARMLESS_ADDITIONS
+    return sorted(name for name in names if not name.startswith("__") or name in _HARMFUL_SPECIALS)
+
+
 def _obstacle_in_tensors(module: nn.Linear) -> Obstacle | None:
-    tensors = [name for name, value in (*module._parameters.items(), *module._buffers.items()) if value is not None]
+    tables = (module._parameters, module._buffers)
+    parameters, buffers = ([name for name, value in table.items() if value is not None] for table in tables)
+    tensors = sorted((*parameters, *buffers))
     if "weight" not in tensors or not set(tensors) <= {"weight", "bias"}:
         remedy = "remove the weight_norm, spectral_norm or pruning that made them so"
-        return Obstacle(f"its tensors are {', '.join(sorted(tensors))} instead of weight and bias", remedy)
+        return Obstacle(f"its tensors are {', '.join(tensors)} instead of weight and bias", remedy)
+    if buffers:
+        return Obstacle(f"its {' and '.join(buffers)} is a buffer", "make it a Parameter")
     if tuple(module.weight.shape) != (module.out_features, module.in_features):
         stated = (module.out_features, module.in_features)
         return Obstacle(f"its weight has shape {tuple(module.weight.shape)}, not {stated}", "make them agree")
@@ -90,6 +108,7 @@ def become_int4(module: nn.Module, packed: PackedInt4) -> None:
         packed: Its weight.
     """
     module.__class__ = Int4Linear
+    packed.training = module.training
     module._parameters = {name: value for name, value in module._parameters.items() if name != "weight"}
     module._parameters.setdefault("bias", None)
     module._modules = {"packed_weight": packed}

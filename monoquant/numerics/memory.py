@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 
@@ -17,7 +18,8 @@ def stored_bytes(tensors: Iterable[Tensor]) -> int:
     Returns:
         Bytes. Equal views of one storage count once, different views add up to at most their storage.
     """
-    held_alive = list(tensors)  # or the address of a freed storage would be met again
+    # All kept alive, or the address of a freed storage would be met again.
+    held_alive = [part for tensor in tensors for part in _dense_parts(tensor)]
     views: dict[int, set[tuple[int, int]]] = {}
     capacity: dict[int, int] = {}
     for tensor in held_alive:
@@ -26,6 +28,18 @@ def stored_bytes(tensors: Iterable[Tensor]) -> int:
         view = (int(tensor.storage_offset()), tensor.numel() * tensor.element_size())
         views.setdefault(storage._cdata, set()).add(view)
     return sum(min(capacity[key], sum(size for _, size in held)) for key, held in views.items())
+
+
+def _dense_parts(tensor: Tensor) -> list[Tensor]:
+    if tensor.layout == torch.strided:
+        return [tensor]
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    by_rows = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    outer, inner = (
+        (tensor.crow_indices(), tensor.col_indices()) if by_rows else (tensor.ccol_indices(), tensor.row_indices())
+    )
+    return [outer, inner, tensor.values()]
 
 
 def byte_view(tensor: Tensor) -> memoryview:

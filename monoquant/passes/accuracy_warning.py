@@ -51,6 +51,10 @@ class AccuracyWarningPass(Pass):
         """The thresholds as the checks see them."""
         return AccuracyGate(self.sqnr_warning_threshold, self.sqnr_error_threshold)
 
+    def requires(self, context: QuantContext) -> None:
+        if self.on_failure == "error" and context.validation is None:
+            raise ConfigError("on_failure='error' has nothing to judge: put ValidationPass before AccuracyWarningPass")
+
     def run(self, context: QuantContext) -> None:
         info = QuantizationInfo.from_report(build_report(context))
         context.report(run_checks(context.registry.warning_checks, info, self.gate, self.disabled))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from monoquant.context import QuantContext
 from monoquant.conversion import undisturbed
@@ -21,20 +22,21 @@ from monoquant.values import Finding, Severity
 
 Forward = Callable[[nn.Module, Any], Any]
 Progress = Callable[[int, int], None]
-_MISFITS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
 
 
 def _check_data(_instance: Any, _attribute: Any, data: Any) -> None:
     if isinstance(data, (Tensor, Mapping, str, bytes)):
         kind = type(data).__name__
         raise ConfigError(f"calibration data is one {kind}: give an iterable of batches, such as [batch]")
+    if isinstance(data, Dataset):
+        raise ConfigError("calibration data is a Dataset, which yields single samples: give a DataLoader over it")
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise ConfigError(f"calibration data is {data!r}: give a DataLoader, a list or a generator of batches")
 
 
 def _check_samples(_instance: Any, _attribute: Any, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"num_samples={value!r}: give a whole number of samples >= 1")
+        raise ConfigError(f"num_samples={value!r}: give a whole number of calibration samples >= 1")
 
 
 def _check_forward(instance: CalibrationPass, _attribute: Any, value: Any) -> None:
@@ -67,7 +69,8 @@ class CalibrationPass(Pass):
         num_samples: Samples (not batches) to use at most, counted along the leading dimension; default 150. The last
             batch is cut to fit where all its tensors have that leading dimension, and used whole elsewhere.
         select: Position or key of the item in each batch that is the model's one input; default: the whole batch.
-        forward: ``forward(model, batch)`` runs the model on a batch; default: as above.
+        forward: ``forward(model, batch)`` runs the model on a batch; default: as above. Its batches may be anything;
+            without tensors, their items are counted as samples.
         progress: True writes a line to stderr, a function is called as ``progress(samples, num_samples)`` after each
             batch; default False.
     """
@@ -87,8 +90,8 @@ class CalibrationPass(Pass):
         with undisturbed(context.model), _observed(modules, samplers):
             samples, batches = self._feed(context.model)
         found = {name: sampler.result() for name, sampler in samplers.items()}
-        context.samples = {name: rows for name, rows in found.items() if rows is not None}
-        unseen = tuple(name for name, rows in found.items() if rows is None)
+        context.samples = {name: rows for name, rows in found.items() if rows is not None and len(rows)}
+        unseen = tuple(name for name in found if name not in context.samples)
         context.calibration = CalibrationFacts(samples, batches, unseen)
         context.report([_unseen_finding(name) for name in unseen])
 
@@ -111,7 +114,7 @@ class CalibrationPass(Pass):
 
     def _feed_batch(self, model: nn.Module, batch: Any, index: int, room: int) -> int:
         chosen = self._chosen(batch, index)
-        size = _batch_size(chosen, index)
+        size = _batch_size(chosen, index, counts_items=self.forward is not None)
         if size > room and self.forward is None:
             chosen, size = _cut(chosen, size, room)
         self._run_model(model, chosen, index)
@@ -140,7 +143,7 @@ class CalibrationPass(Pass):
         except torch.OutOfMemoryError as error:
             error.add_note(f"while running calibration batch {index} ({describe(batch)})")
             raise
-        except _MISFITS as error:
+        except Exception as error:
             raise InputError(
                 f"the model failed on calibration batch {index} ({describe(batch)}): {type(error).__name__}: {error}; "
                 "if a batch holds more than the input, give select=0 or a forward(model, batch) function"
@@ -165,10 +168,15 @@ def _observed(modules: Mapping[str, nn.Module], samplers: Mapping[str, RowSample
 
 
 def _feeding(sampler: RowSampler) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def observe(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = args[0] if args else kwargs["input"]
+    def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else kwargs.get("input")
+        if not isinstance(inputs, Tensor):
+            return
         for part in inputs.unbind() if inputs.is_nested else (inputs,):
-            sampler.update(part)
+            if (
+                part.dim() and part.shape[-1] == module.in_features
+            ):  # the layer itself refuses other widths, and says how
+                sampler.update(part)
 
     return observe
 
@@ -199,8 +207,10 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _batch_size(batch: Any, index: int) -> int:
+def _batch_size(batch: Any, index: int, *, counts_items: bool) -> int:
     sizes = [tensor.shape[0] for tensor in _tensors(batch) if tensor.dim()]
+    if not sizes and counts_items:  # texts, say, that forward() turns into tensors
+        return len(batch) if isinstance(batch, Sized) else 1
     if not sizes:
         raise InputError(
             f"calibration batch {index} is {describe(batch)}: give tensors with a leading sample dimension"

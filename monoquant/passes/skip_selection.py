@@ -185,6 +185,8 @@ def type_rules(types: Types | None) -> list[SkipRule]:
     """
     if types is None:
         return []
+    if isinstance(types, str):
+        raise ConfigError(f"{types!r}: give module classes such as nn.Embedding, not names")
     kinds = [types] if isinstance(types, type) else _listed("module classes", types)
     return [TypeRule(*kinds)] if kinds else []
 

@@ -91,4 +91,6 @@ def _result(context: QuantContext, failures: list[tuple[str, str]]) -> Validatio
 
 def _finding(code: str, name: str) -> Finding:
     remedy = "Do not ship this result; a pass changed the packed weight, or memory is faulty."
+    if code == _RANGE:
+        remedy = "Keep it in float, or convert the model to a dtype with a larger range, such as bfloat16."
     return Finding(code, Severity.CRITICAL, f"CRITICAL: {_MESSAGES[code].format(name=name)}.", name, remedy)

@@ -20,12 +20,40 @@ from monoquant.values import Scheme
 
 
 class Renamed(nn.Linear):
-    """Adds words to nn.Linear, and no code that computes."""
+    """Differs from nn.Linear in how it starts and how it is printed."""
 
-    purpose = "projection"
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.purpose}"
+        return f"{super().extra_repr()}, projection"
+
+
+class WithMethod(nn.Linear):
+    """Other code calls its method."""
+
+    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self(x).chunk(3, -1)
+
+
+class WithConstant(nn.Linear):
+    """Other code reads its attribute."""
+
+    temperature = 2.0
+
+
+class WithSlots(nn.Linear):
+    """An object of another layout, whose class cannot be exchanged."""
+
+    __slots__ = ("extra",)
+
+
+def with_bias_buffer() -> nn.Linear:
+    layer = nn.Linear(8, 4)
+    bias = layer.bias.detach()
+    del layer.bias
+    layer.register_buffer("bias", bias)
+    return layer
 
 
 class Scaled(nn.Linear):
@@ -313,3 +341,25 @@ def test_a_packed_layer_is_no_linear_to_pack_again() -> None:
     layer = linear()
     become_int4(layer, packed(layer))
     assert obstacle_to_packing(layer) is not None
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: WithMethod(8, 4), "WithMethod adds split to nn.Linear, which a packed layer would lack"),
+        (lambda: WithConstant(8, 4), "WithConstant adds temperature to nn.Linear, which a packed layer would lack"),
+        (lambda: WithSlots(8, 4), "WithSlots adds __slots__, extra to nn.Linear, which a packed layer would lack"),
+        (with_bias_buffer, "its bias is a buffer"),
+    ],
+)
+def test_what_a_packed_layer_could_not_keep_is_an_obstacle(build: Callable[[], nn.Module], reason: str) -> None:
+    """Methods, class attributes and slots of a subclass, and a bias that is a buffer, would be lost."""
+    obstacle = obstacle_to_packing(build())
+    assert obstacle is not None
+    assert obstacle.reason == reason
+    assert obstacle.remedy
+
+
+def test_a_packed_layer_is_a_linear_to_isinstance() -> None:
+    """Code that asks for nn.Linear takes the same branch as before."""
+    assert isinstance(Int4Linear(8, 4), nn.Linear)

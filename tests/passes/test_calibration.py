@@ -17,18 +17,29 @@ import monoquant as mq
 from monoquant.passes.calibration import describe
 
 
+class Log:
+    """What calls saw; no plain list in the model, since the pass restores those."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.modes: list[tuple[bool, bool]] = []
+
+
 class Recorder(nn.Module):
     """Remembers the inputs and the mode that each call saw."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(32, 32)
-        self.seen: list[Any] = []
-        self.modes: list[tuple[bool, bool]] = []
+        self.log = Log()
+
+    @property
+    def seen(self) -> list[Any]:
+        return self.log.seen
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        self.seen.append((x, scale))
-        self.modes.append((self.training, torch.is_grad_enabled()))
+        self.log.seen.append((x, scale))
+        self.log.modes.append((self.training, torch.is_grad_enabled()))
         return self.linear(x if scale is None else x * scale)
 
 
@@ -151,7 +162,7 @@ def test_nothing_is_remembered_unless_asked() -> None:
 def test_runs_in_eval_without_gradients_and_restores_everything(small: nn.Module, tokens: Any, unchanged: Any) -> None:
     """Mixed training flags, running statistics and hooks are as before."""
     model, _ = calibrate(batches(), Recorder().train())
-    assert set(model.modes) == {(False, False)}
+    assert set(model.log.modes) == {(False, False)}
     assert model.training
     check = unchanged(small)
     calibrate(tokens, small)
