@@ -55,7 +55,7 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
     Raises:
         FileError: When the target's folder does not exist or cannot be written.
     """
-    _refuse_unknown_kinds(tensors)
+    refuse_unknown_kinds(tensors)
     on_disk = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     hashes = {name: hash_of(name, tensor) for name, tensor in on_disk.items()}
     texts = {**metadata, HASHES_KEY: " ".join(hashes[name] for name in sorted(hashes))}
@@ -67,7 +67,15 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
             file.write(byte_view(on_disk[name]))
 
 
-def _refuse_unknown_kinds(tensors: Mapping[str, Tensor]) -> None:
+def refuse_unknown_kinds(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what a safetensors file cannot hold.
+
+    Args:
+        tensors: Tensors by name.
+
+    Raises:
+        FileError: For other dtypes, sparse tensors, a reserved name, or a big-endian machine.
+    """
     if sys.byteorder != "little":
         raise FileError("safetensors files hold little-endian bytes: save on a little-endian machine")
     if _METADATA in tensors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ def copy_without_weights(model: nn.Module, layers: Iterable[str]) -> nn.Module:
         InputError: When the model cannot be copied, or parts of the copy would go on using the original.
     """
     names = list(layers)
-    _refuse_replaced_forwards(model)
     weights = {name: model.get_submodule(name).weight for name in names}
     holders = {
         id(weight): nn.Parameter(weight.detach().to("meta"), requires_grad=False) for weight in _tensors(weights)
@@ -42,6 +40,7 @@ def copy_without_weights(model: nn.Module, layers: Iterable[str]) -> nn.Module:
         raise InputError(
             f"the model cannot be copied ({type(error).__name__}: {error}): use inplace=True, or make it deepcopy-able"
         ) from error
+    _refuse_shared_forwards(model, result)
     watched = {name: weakref.ref(holders[id(weight)]) for name, weight in weights.items()}
     for name in names:
         result.get_submodule(name)._parameters["weight"] = None
@@ -55,19 +54,20 @@ def _tensors(weights: Mapping[str, object]) -> Iterator[Tensor]:
     yield from (weight for weight in weights.values() if isinstance(weight, Tensor))
 
 
-def _refuse_replaced_forwards(model: nn.Module) -> None:
-    # Functions are not copied by deepcopy: the copy's forward would run the original's layers.
-    replaced = [name for name, module in model.named_modules() if _is_foreign(vars(module).get("forward"))]
-    if replaced:
+def _refuse_shared_forwards(model: nn.Module, copied: nn.Module) -> None:
+    # deepcopy does not copy functions: such a forward would run the original's layers.
+    pairs = zip(model.named_modules(), copied.modules(), strict=True)
+    shared = [name for (name, one), other in pairs if "forward" in vars(one) and _forward(one) is _forward(other)]
+    if shared:
         raise InputError(
-            f"modules with a replaced forward, which a copy would share with the original: {quoted(replaced)}; "
+            f"modules with a replaced forward, which a copy would share with the original: {quoted(shared)}; "
             "use inplace=True, or replace (compile) forward after quantizing",
-            layers=replaced,
+            layers=shared,
         )
 
 
-def _is_foreign(forward: object) -> bool:
-    return forward is not None and not isinstance(forward, types.MethodType)
+def _forward(module: nn.Module) -> object:
+    return vars(module).get("forward")
 
 
 def _refuse_other_references(watched: Mapping[str, Callable[[], object]]) -> None:

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from monoquant.container import read_container, write_container
+from monoquant.container import read_container, refuse_unknown_kinds, write_container
 from monoquant.errors import FileError
 from monoquant.formats.filling import PackedAs, examine, fill
 from monoquant.modules.int4_linear import Int4Linear
@@ -155,7 +155,9 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     strange = [found[0] for module, found in names.items() if _has_extra_state(module)]
     if strange:
         raise FileError(f"extra state cannot be saved, of {', '.join(map(repr, strange))}; keep it in buffers")
-    return persistent_tensors(model)
+    state = persistent_tensors(model)
+    refuse_unknown_kinds(state)
+    return state
 
 
 def _has_extra_state(module: nn.Module) -> bool:

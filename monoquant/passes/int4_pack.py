@@ -69,6 +69,7 @@ class Int4PackPass(PackPass):
         if meta:
             raise InputError(f"weights on the meta device: {quoted(meta)}; load real weights first", layers=meta)
         self._refuse_extremes(layers, context)
+        context.report([_untied(name) for name in _sharing_in_another_layout(layers, context)])
 
     def _refuse_extremes(self, layers: list[str], context: QuantContext) -> None:
         broken, too_large = [], []
@@ -113,6 +114,21 @@ def _packed_twin(layer: Layer, context: QuantContext) -> PackedLayer | None:
     weight = tensor_identity(context.weight(layer.name))
     twins = [other for other in layer.ties if other in context.packed]
     return next((context.packed[other] for other in twins if tensor_identity(context.weight(other)) == weight), None)
+
+
+def _sharing_in_another_layout(layers: list[str], context: QuantContext) -> list[str]:
+    """Layers whose weight is the same elements as another parameter, seen in another shape or order."""
+    views: dict[int, set[tuple[object, ...]]] = {}
+    for parameter in context.model.parameters():
+        if parameter.layout == torch.strided:
+            views.setdefault(parameter.data_ptr(), set()).add(tensor_identity(parameter))
+    return [name for name in layers if len(views[context.original_weight(name).data_ptr()]) > 1]
+
+
+def _untied(layer: str) -> Finding:
+    message = f"Warning: the weight of layer {layer!r} shares memory with another parameter in another layout."
+    remedy = "The packed weight is one of its own: the tie ends, and no memory is shared."
+    return Finding("untied", Severity.WARNING, message, layer, remedy)
 
 
 def _follow(layer: Layer, leader: Decision) -> Decision:

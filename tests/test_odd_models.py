@@ -1,0 +1,248 @@
+"""Models as people really write them: caches, replaced forwards, second references, sparse buffers, scripted parts."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import monoquant as mq
+
+QUIET: dict[str, Any] = {"accuracy_warning": "ignore", "plugins": False}
+
+
+def data(rows: int = 60) -> list[Tensor]:
+    """One batch for 64 features."""
+    return [torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))]
+
+
+def pair() -> nn.Sequential:
+    """Two Linears of 64 features."""
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+
+
+class LazyTable(nn.Module):
+    """Builds a buffer at its first forward, as rotary embeddings do, and remembers keys in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+        self.ready = False
+        self.longest = 0
+        self.keys: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.register_buffer("table", torch.ones(64), persistent=False)
+            self.ready = True
+        self.longest = max(self.longest, len(x))
+        self.keys.append(x)
+        return self.linear(x) * self.table
+
+
+def test_what_calibration_makes_a_forward_cache_does_not_stay() -> None:
+    """Attributes, new buffers and lists are as before, in the model and in the result, and both still run."""
+    model = LazyTable()
+    keys = model.keys
+    result = mq.quantize(model, calibration_data=data(), **QUIET)
+    assert result.report.layers[0].sample_rows == 60
+    for one in (model, result.model):
+        assert (one.ready, one.longest, one.keys) == (False, 0, [])
+        assert "table" not in one._buffers
+    assert model.keys is keys
+    assert model(data(3)[0]).shape == result.model(data(3)[0]).shape
+
+
+def test_a_forward_that_a_copy_would_share_is_refused_before_any_work(unchanged: Any) -> None:
+    """A compiled forward closes over the original: the copy would silently run float layers."""
+    model = nn.Sequential(pair(), nn.Linear(64, 64))
+    model[0].forward = torch.compile(model[0].forward, backend="eager")
+    check = unchanged(model)
+
+    def never() -> Any:
+        raise AssertionError("no data may be drawn")
+        yield
+
+    with pytest.raises(mq.InputError, match=r"replaced forward, .*: '0'; use inplace=True") as caught:
+        mq.quantize(model, calibration_data=never(), **QUIET)
+    assert caught.value.layers == ("0",)
+    check()
+    x = data()[0]
+    before = model(x)
+    mq.quantize(model, inplace=True, **QUIET)
+    assert not torch.equal(model(x), before)
+
+
+def test_a_method_in_place_of_forward_is_copied() -> None:
+    """A forward that is another method of the module itself moves to the copy."""
+
+    class TwoWays(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+            self.forward = self.other  # type: ignore[method-assign]
+
+        def other(self, x: Tensor) -> Tensor:
+            return self.linear(x)
+
+    model = TwoWays()
+    result = mq.quantize(model, **QUIET)
+    assert result.model.forward.__self__ is result.model
+    assert not torch.equal(result.model(data()[0]), model(data()[0]))
+
+
+class TwoReferences(nn.Module):
+    """Uses a weight through a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+        self.weights = [self.linear.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weights[0].T
+
+
+def test_a_second_reference_to_a_weight_is_refused_in_a_copy() -> None:
+    """The copy could give that reference nothing; in place it keeps the float weight."""
+    model, x = TwoReferences(), data()[0]
+    with pytest.raises(mq.InputError, match=r"referenced outside their layers .*: 'linear'; .*inplace=True"):
+        mq.quantize(model, **QUIET)
+    expected = model(x)
+    mq.quantize(model, inplace=True, **QUIET)
+    assert torch.equal(model(x), expected)
+
+
+def test_layers_in_plain_lists_are_packed_too() -> None:
+    """References to a layer outside the module tree see the packed layer, in a copy and in place."""
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+            self.steps = [self.linear]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.steps[0](x)
+
+    model = Listed()
+    copied = mq.quantize(model, **QUIET).model
+    assert copied.steps[0] is copied.linear
+    assert isinstance(copied.steps[0], mq.Int4Linear)
+    mq.quantize(model, inplace=True, **QUIET)
+    assert isinstance(model.steps[0], mq.Int4Linear)
+
+
+def test_compiled_models_are_calibrated() -> None:
+    """Compiled code that has run before would not call new hooks; calibration runs eagerly."""
+    compiled = torch.compile(pair(), backend="eager")
+    compiled(data()[0])
+    result = mq.quantize(compiled, calibration_data=data(), **QUIET)
+    assert result.info.sqnr_kind == "output"
+    assert result.report.calibration.unseen_layers == ()
+    assert not torch.equal(result.model(data()[0]), compiled(data()[0]))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_scripted_parts_are_left_alone(unchanged: Any) -> None:
+    """A scripted submodule inside an eager model is no obstacle, also when the run fails."""
+    model = nn.Sequential(nn.Linear(64, 64), torch.jit.script(nn.Linear(64, 64)))
+    model.train()
+    result = mq.quantize(model, calibration_data=data(), **QUIET)
+    assert isinstance(result.model[0], mq.Int4Linear)
+    with pytest.raises(mq.InputError):
+        mq.quantize(model, calibration_data=[torch.ones(2, 3)], **QUIET)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_sparse_buffers(layout: str, tmp_path: Any) -> None:
+    """A sparse adjacency is counted and copied; saving it is refused by name."""
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+            dense = torch.eye(60)
+            self.register_buffer("adjacency", dense.to_sparse() if layout == "coo" else dense.to_sparse_csr())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.adjacency @ self.linear(x)
+
+    result = mq.quantize(Graph(), calibration_data=data(), inplace=layout == "csr", **QUIET)  # torch cannot copy CSR
+    assert result.model(data()[0]).shape == (60, 64)
+    indices = 2 * 60 * 8 if layout == "coo" else (61 + 60) * 8
+    assert result.report.original_bytes == 64 * 65 * 4 + indices + 60 * 4
+    with pytest.raises(mq.FileError, match="adjacency"):
+        mq.save(result, tmp_path / "graph.safetensors")
+
+
+def test_a_weight_that_is_also_a_buffer_stays_counted() -> None:
+    """Packing does not free memory that a buffer holds on to."""
+    model = nn.Sequential(nn.Linear(64, 64, bias=False))
+    model.register_buffer("kept", model[0].weight.data)
+    report = mq.quantize(model, **QUIET).report
+    assert report.original_bytes == 64 * 64 * 4
+    assert report.quantized_bytes > 64 * 64 * 4
+
+
+def test_ties_survive_a_pass_that_replaces_weights() -> None:
+    """A replacement holds for all layers that share the weight."""
+
+    class Halving(mq.Pass):
+        def run(self, context: mq.QuantContext) -> None:
+            for layer in context.quantized_layers():
+                context.replace_weight(layer.name, context.original_weight(layer.name) / 2)
+
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    model[1].weight = model[0].weight
+    passes = [mq.SkipSelectionPass(), Halving(), mq.Int4PackPass()]
+    result = mq.Quantizer(passes).run(model)
+    assert result.model[0].packed_weight is result.model[1].packed_weight
+    assert result.model[0].weight.abs().max() < model[0].weight.abs().max() * 0.6
+
+
+def test_a_tie_that_packing_ends_is_told() -> None:
+    """A weight that is another one's transpose in the same memory becomes a matrix of its own."""
+    model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 64))
+    model[1].weight = nn.Parameter(model[0].weight.data.T)
+    findings = [f for f in mq.quantize(model, **QUIET).report.findings if f.code == "untied"]
+    assert [finding.layer for finding in findings] == ["0", "1"]
+    assert findings[0].severity is mq.Severity.WARNING
+    assert not [f for f in mq.quantize(pair(), **QUIET).report.findings if f.code == "untied"]
+
+
+def test_experts_that_see_no_rows_are_told_as_unseen() -> None:
+    """A call with zero rows is no observation."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.busy, self.idle = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.busy(x), self.idle(x[:0])])
+
+    report = mq.quantize(Experts(), calibration_data=data(), **QUIET).report
+    assert report.calibration.unseen_layers == ("idle",)
+    assert [finding.layer for finding in report.findings if finding.code == "not-calibrated"] == ["idle"]
+
+
+def test_exact_layers_do_not_lift_the_headline() -> None:
+    """A layer of zeros is exact; the median is that of the others."""
+    model = pair()
+    with torch.no_grad():
+        model[2].weight.zero_()
+    info = mq.quantize(model, calibration_data=data(), **QUIET).info
+    assert info.sqnr_db < 40
+
+
+def test_errors_can_be_pickled() -> None:
+    """A failed gate in a worker process reaches the parent as what it is."""
+    for kind in (mq.AccuracyError, mq.ValidationError, mq.InputError):
+        error = pickle.loads(pickle.dumps(kind("CRITICAL", layers=["a"])))
+        assert (type(error), str(error), error.layers) == (kind, "CRITICAL", ("a",))
