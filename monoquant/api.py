@@ -275,7 +275,7 @@ def _selection_rules(types: Types | None, names: Names | None) -> list[SkipRule]
     chosen = [*type_rules(types), *name_rules(names)]
     if not chosen and (types is not None or names is not None):
         raise ConfigError("layer_types and layer_names select no layer at all: give None to quantize every kind")
-    return [~AnyRule(chosen)] if chosen else []
+    return [~(chosen[0] if len(chosen) == 1 else AnyRule(chosen))] if chosen else []
 
 
 def _require_int4(bits: int | None, dtype: torch.dtype | None) -> None:

@@ -258,3 +258,55 @@ def test_public_names_exist_and_are_documented() -> None:
         public = getattr(mq, name)
         if inspect.isclass(public) or inspect.isfunction(public):
             assert inspect.getdoc(public), name
+
+
+def test_a_gate_without_measurements_is_refused(small: nn.Module, tokens: Any) -> None:
+    """Asking for an error and for no validation would switch the gate off without a word."""
+    for call in (
+        lambda: mq.quantize(small, accuracy_warning="error", run_validation=False, plugins=False),
+        lambda: mq.static_quantize(small, tokens, bits=4, accuracy_warning="error", run_validation=False),
+        lambda: mq.Quantizer(
+            [mq.SkipSelectionPass(), mq.Int4PackPass(), mq.AccuracyWarningPass(on_failure="error")]
+        ).run(small),
+    ):
+        with pytest.raises(mq.ConfigError, match="nothing to judge"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_calibration_samples": 5}, {"select": 0}, {"forward": print}, {"progress": True}]
+)
+def test_calibration_options_without_data_are_refused(small: nn.Module, options: dict[str, Any]) -> None:
+    """They would do nothing."""
+    with pytest.raises(mq.ConfigError, match="without calibration_data"):
+        mq.quantize(small, plugins=False, **options)
+
+
+def test_static_quantize_takes_pairs_by_choice(small: nn.Module, tokens: Any) -> None:
+    """What the error about (input, label) batches proposes, static_quantize accepts."""
+    pairs = [(batch, torch.zeros(12)) for batch in tokens]
+    with pytest.raises(mq.InputError, match=r"give select=0 or a forward\(model, batch\) function"):
+        mq.static_quantize(small, pairs, bits=4)
+    chosen = mq.static_quantize(small, pairs, bits=4, select=0, accuracy_warning="ignore")[1]
+    forwarded = mq.static_quantize(
+        small, pairs, bits=4, forward=lambda model, pair: model(pair[0]), accuracy_warning="ignore"
+    )[1]
+    assert chosen == forwarded
+    assert chosen.calibration_samples_used == 120
+
+
+def test_natural_slips_get_clear_errors(small: nn.Module, tokens: Any) -> None:
+    """Data in place of bits, names in place of classes, a misspelt selection, a result in place of a model."""
+    with pytest.raises(mq.ConfigError, match="calibration_data="):
+        mq.quantize(small, tokens, plugins=False)
+    with pytest.raises(mq.ConfigError, match=r"'Linear': give module classes"):
+        mq.quantize(small, skip_layer_types="Linear", plugins=False)
+    with pytest.raises(mq.InputError, match=r"'bloks' \(nearest: 'blocks'"):
+        mq.quantize(small, layer_names=["bloks"], plugins=False)
+    with pytest.raises(mq.ConfigError, match="dtype="):
+        mq.static_quantize(small, tokens, dtype=[torch.int4])
+    result = mq.quantize(small, accuracy_warning="ignore", plugins=False)
+    with pytest.raises(mq.InputError, match=r"quantized is a QuantResult: give the module itself"):
+        mq.validate_quantization(small, result)
+    with pytest.raises(mq.InputError, match="original weights on the meta device"):
+        mq.validate_quantization(small.to("meta"), result.model)

@@ -299,6 +299,11 @@ CHANGES = [
     (set_text("report", '{"version": 1, "scheme": {"bits": 3}}'), "cannot be read"),
     (set_text("aliases", "[1"), "metadata cannot be read"),
     (set_text("dtypes", '{"0": "float3"}'), "metadata cannot be read"),
+    (set_text("dtypes", '{"0": "int8"}'), "metadata cannot be read"),
+    (set_text("dtypes", "[]"), "metadata cannot be read"),
+    (set_text("aliases", "[]"), "metadata cannot be read"),
+    (set_text("aliases", '{"0.bias": 3}'), "metadata cannot be read"),
+    (set_text("aliases", '{"0.bias2": "nope"}'), "names tensors that it does not hold: nope"),
     (lambda tensors, _: tensors.pop("0.packed_weight.scale"), 'Missing key.*"scale"'),
     (lambda tensors, _: tensors.pop("0.packed_weight.layout"), "Missing key.*layout"),
     (lambda tensors, _: tensors.pop("0.bias"), "missing in the file: 0.bias"),
@@ -350,3 +355,24 @@ def test_mode_follows_the_umask(small: nn.Module, tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_module_of_another_kind_in_the_place_of_a_layer(tmp_path: Path, unchanged: Any) -> None:
+    """What is no Linear, or has no weight at all, is told as such."""
+    _, path = saved(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), tmp_path)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.ReLU())
+    check = unchanged(model)
+    with pytest.raises(mq.FileError, match="'2' cannot be packed: ReLU has no weight matrix"):
+        mq.load(path, model)
+    check()
+
+
+def test_what_is_no_path_is_refused(small: nn.Module) -> None:
+    """None in place of a name, for loading and for saving."""
+    for call in (
+        lambda: mq.load(None, small),
+        lambda: mq.load_report(3),
+        lambda: mq.save(quantized(small), None),
+    ):
+        with pytest.raises(mq.FileError, match="is not a path"):
+            call()

@@ -343,3 +343,46 @@ def test_describe_names_kinds_and_shapes() -> None:
     """The text of errors shows what a batch was made of."""
     batch = ({"x": torch.ones(2, 3)}, [torch.ones(2, dtype=torch.bool), "label"])
     assert describe(batch) == "tuple of mapping of x: Tensor float32 [2, 3], list of Tensor bool [2], str"
+
+
+def test_misfits_of_any_kind_are_input_errors() -> None:
+    """Some modules check their input with assert; the user sees the batch all the same."""
+    layer = nn.TransformerEncoderLayer(32, 2, 64)
+    with pytest.raises(mq.InputError, match=r"batch 0 \(Tensor float32 \[5, 5, 16\]\): AssertionError"):
+        calibrate([torch.ones(5, 5, 16)], layer)
+
+
+def test_a_later_misfit_is_told_by_the_layer_itself() -> None:
+    """Observing does not get in the way of the model's own error."""
+    with pytest.raises(mq.InputError, match=r"batch 1 .*mat1 and mat2 shapes cannot be multiplied"):
+        calibrate([torch.ones(5, 32), torch.ones(5, 31)])
+
+
+def test_datasets_are_refused() -> None:
+    """A Dataset yields single samples, whose features would be counted as samples."""
+    with pytest.raises(mq.ConfigError, match="give a DataLoader over it"):
+        mq.CalibrationPass(TensorDataset(torch.ones(20, 32)))
+
+
+def test_forward_may_take_batches_of_anything() -> None:
+    """With a forward function, batches without tensors count their items."""
+
+    def forward(model: nn.Module, texts: list[str]) -> None:
+        model(torch.ones(len(texts), 32))
+
+    _, result = calibrate([["a", "b", "c"], ["d"]], forward=forward)
+    assert result.info.calibration_samples_used == 4
+    assert result.report.layers[0].sample_rows == 4
+    assert (
+        calibrate([1.5, 2.5], forward=lambda model, _: model(torch.ones(1, 32)))[1].info.calibration_samples_used == 2
+    )
+
+
+def test_a_layer_that_is_called_by_keyword_is_observed() -> None:
+    """Inputs count, however they are given; what is no tensor is left to the layer."""
+
+    class ByKeyword(Recorder):
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            return self.linear(input=x)
+
+    assert calibrate(batches(), ByKeyword())[1].report.layers[0].sample_rows == 20

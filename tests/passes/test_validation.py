@@ -286,3 +286,43 @@ def test_validate_quantization_refuses_strangers(small: nn.Module) -> None:
     with pytest.raises(mq.InputError, match="without a float Linear") as caught:
         mq.validate_quantization(nn.Linear(3, 3), result.model)
     assert len(caught.value.layers) == 4
+
+
+def test_a_missing_temporary_folder_is_no_fault_of_the_model(
+    small: nn.Module, monkeypatch: pytest.MonkeyPatch, unchanged: Any
+) -> None:
+    """Without a place to write to, the check of saving says so instead of blaming a layer."""
+    from monoquant import measurement
+
+    def nowhere(**_: Any) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(measurement, "TemporaryDirectory", nowhere)
+    check = unchanged(small)
+    with pytest.raises(mq.FileError, match="set TMPDIR"):
+        pipeline().run(small)
+    check()
+
+
+def test_a_full_disk_is_no_fault_of_the_model(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that cannot be written is a FileError, not a failed layer."""
+    from monoquant import container
+
+    def full(_file: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(container, "_flush", full)
+    with pytest.raises(mq.FileError, match="No space left"):
+        pipeline().run(small)
+
+
+def test_outputs_are_what_counts_where_they_are_known(small: nn.Module, tokens: Any) -> None:
+    """A weight far below its format is worth a warning only while the outputs are unknown."""
+    with torch.no_grad():
+        small.blocks[0].up.weight[:, ::100] = 1.5
+        small.blocks[0].up.weight[:, 1::100] = -1.5
+    options: dict[str, Any] = {"accuracy_warning": "ignore", "plugins": False}
+    codes = {finding.code for finding in mq.quantize(small, **options).report.findings}
+    assert "sqnr-below-format" in codes
+    codes = {finding.code for finding in mq.quantize(small, calibration_data=tokens, **options).report.findings}
+    assert "sqnr-below-format" not in codes
