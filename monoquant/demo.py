@@ -244,7 +244,7 @@ def _metric(bits: float) -> str:
 def _quantize(model: nn.Module, text: Text, write: Write) -> QuantResult:
     pack = Int4PackPass(group_size=128)
     calibration = CalibrationPass([_windows(text.calibration)[:_CALIBRATION_SAMPLES, :-1]], _CALIBRATION_SAMPLES)
-    gate = AccuracyWarningPass(on_failure="error", sqnr_warning_threshold=15.0)
+    gate = AccuracyWarningPass(on_failure="error")
     passes = [SkipSelectionPass.from_options(), calibration, pack, ValidationPass(), gate]
     quantizer = Quantizer(passes, PluginManager().registry(pack.scheme))
     write("\n4. Plan: what 4-bit quantization would do to each layer, and why\n")

@@ -91,7 +91,7 @@ def deliver(info: QuantizationInfo, findings: Sequence[Finding], on_failure: str
     Args:
         info: The summary; texts it lacks are added to its ``warnings``.
         findings: All findings, the worst first.
-        on_failure: ``"error"``: raise if one is CRITICAL. ``"warn"``: emit one AccuracyWarning if there is any
+        on_failure: ``"error"``: raise if one is CRITICAL, else only fill the list. ``"warn"``: emit one AccuracyWarning if there is any
             warning. ``"ignore"``: only fill the list.
 
     Raises:
@@ -104,7 +104,7 @@ def deliver(info: QuantizationInfo, findings: Sequence[Finding], on_failure: str
         layers = dict.fromkeys(finding.layer for finding in critical if finding.layer is not None)
         message = "\n".join(f"- {text}" for text in texts(critical))
         raise AccuracyError(f"CRITICAL: the quality gate failed\n{message}", layers=layers, info=info)
-    if told and on_failure != "ignore":
+    if told and on_failure == "warn":
         warnings.warn("\n".join(told), AccuracyWarning, stacklevel=_frames_to_caller())
 
 
