@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from monoquant.checks import AccuracyGate
-from monoquant.errors import ConfigError, InputError
+from monoquant.errors import ConfigError, InputError, require_flag
 from monoquant.hooks import PluginManager
 from monoquant.passes.accuracy_warning import AccuracyWarningPass
 from monoquant.passes.base import PackPass, Pass
@@ -94,6 +94,9 @@ def quantize(
         AccuracyError: When the damage is CRITICAL and ``accuracy_warning="error"``.
         PluginError: When an installed plugin is wrong.
     """
+    flags = {"add_default_skips": add_default_skips, "run_validation": run_validation, "plugins": plugins}
+    for name, value in {**flags, "inplace": inplace}.items():
+        require_flag(name, value)
     _require_int4(bits, None)
     _require_measured_gate(accuracy_warning, run_validation)
     pack = Int4PackPass(group_size, symmetric, scale_dtype)
@@ -174,6 +177,7 @@ def static_quantize(
     Raises:
         MonoquantError: As :func:`quantize`.
     """
+    require_flag("run_validation", run_validation)
     _require_int4(bits, dtype)
     _require_measured_gate(accuracy_warning, run_validation)
     if calibration_data is None:
@@ -220,6 +224,8 @@ def check_accuracy_warnings(
         ConfigError: For swapped thresholds or an unknown ``on_failure``.
         AccuracyError: With ``on_failure="error"`` and a CRITICAL finding; names every failing layer, worst first.
     """
+    if not isinstance(info, QuantizationInfo):
+        raise InputError(f"info is a {type(info).__name__}: give a QuantizationInfo, such as result.info")
     require_policy("on_failure", on_failure)
     gate = AccuracyGate(sqnr_warning_threshold, sqnr_error_threshold)
     switches = {"all-layers-quantized": all_layers_quantized_warning, "low-calibration": low_calibration_warning}
@@ -254,7 +260,7 @@ def get_layers_to_skip(
         [] if modules_to_not_convert is None else modules_to_not_convert,
         [] if skip_layer_types is None else skip_layer_types,
         skip_layer_names,
-        skip_param_threshold or 0,
+        0 if skip_param_threshold is None else skip_param_threshold,
     )
     rules = [rule.value for rule in options.rules]
     return {layer.name for layer in inventory(model) if any(rule.reason(layer) is not None for rule in rules)}
@@ -267,6 +273,7 @@ def _quantizer(steps: Iterable[Pass | None], plugins: bool) -> Quantizer:
 
 
 def _require_measured_gate(accuracy_warning: str, run_validation: bool) -> None:
+    require_policy("accuracy_warning", accuracy_warning)
     if accuracy_warning == "error" and not run_validation:
         raise ConfigError("accuracy_warning='error' has nothing to judge with run_validation=False: leave one of them")
 

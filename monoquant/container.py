@@ -10,7 +10,7 @@ import secrets
 import struct
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -169,11 +169,10 @@ def _verify(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
 @contextmanager
 def _replacement(path: Path) -> Iterator[BinaryIO]:
     folder = path.parent
-    if not folder.is_dir():
-        raise FileError(f"{path}: the folder {folder} does not exist; create it first")
-    if path.is_dir():
-        raise FileError(f"{path}: is a folder; give a file name")
-    temporary = folder / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+    problem = _problem_of(path)
+    if problem:
+        raise FileError(f"{path}: {problem}")
+    temporary = folder / f".{_stem(path)}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
     try:
         _remove_litter(path)
         with temporary.open("xb") as file:
@@ -181,10 +180,24 @@ def _replacement(path: Path) -> Iterator[BinaryIO]:
             _flush(file)
         temporary.replace(path)
         _flush_folder(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileError(f"{path}: cannot be written ({error}); the file is as it was before") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError, ValueError):
+            temporary.unlink()
+
+
+def _problem_of(path: Path) -> str:
+    try:
+        if not path.parent.is_dir():
+            return f"the folder {path.parent} does not exist; create it first"
+        return "is a folder; give a file name" if path.is_dir() else ""
+    except (OSError, ValueError) as error:
+        return f"cannot be written ({error}); give another name"
+
+
+def _stem(path: Path) -> str:
+    return path.name[:50]  # the temporary name is longer than the target's, and file systems limit both
 
 
 def _flush(file: BinaryIO) -> None:
@@ -206,8 +219,8 @@ def _remove_litter(path: Path) -> None:
     """Remove what killed writers of the same target left behind."""
     if os.name == "nt":
         return  # No harmless way to ask whether a process lives.
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*{_TEMPORARY_SUFFIX}"):
-        owner = temporary.name.removeprefix(f".{path.name}.").partition(".")[0]
+    for temporary in path.parent.glob(f".{glob.escape(_stem(path))}.*{_TEMPORARY_SUFFIX}"):
+        owner = temporary.name.removeprefix(f".{_stem(path)}.").partition(".")[0]
         if owner.isdigit() and not _is_alive(int(owner)):
             temporary.unlink(missing_ok=True)
 

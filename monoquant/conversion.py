@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from monoquant.errors import InputError, quoted
 from monoquant.modules.linear_like import become_int4
 from monoquant.modules.packed_int4 import PackedInt4
+from monoquant.restoring import restored_on_error
+from monoquant.source import tensor_identity
 
 
 def copy_without_weights(model: nn.Module, layers: Iterable[str]) -> nn.Module:
@@ -40,7 +43,8 @@ def copy_without_weights(model: nn.Module, layers: Iterable[str]) -> nn.Module:
         raise InputError(
             f"the model cannot be copied ({type(error).__name__}: {error}): use inplace=True, or make it deepcopy-able"
         ) from error
-    _refuse_shared_forwards(model, result)
+    _refuse_shared_functions(model, result)
+    _share_again(model, result)
     watched = {name: weakref.ref(holders[id(weight)]) for name, weight in weights.items()}
     for name in names:
         result.get_submodule(name)._parameters["weight"] = None
@@ -54,20 +58,47 @@ def _tensors(weights: Mapping[str, object]) -> Iterator[Tensor]:
     yield from (weight for weight in weights.values() if isinstance(weight, Tensor))
 
 
-def _refuse_shared_forwards(model: nn.Module, copied: nn.Module) -> None:
-    # deepcopy does not copy functions: such a forward would run the original's layers.
+def _refuse_shared_functions(model: nn.Module, copied: nn.Module) -> None:
+    # deepcopy does not copy functions: what they hold on to would be the original's layers.
+    originals = {id(module) for module in model.modules()}
     pairs = zip(model.named_modules(), copied.modules(), strict=True)
-    shared = [name for (name, one), other in pairs if "forward" in vars(one) and _forward(one) is _forward(other)]
+    shared = [
+        name
+        for (name, one), other in pairs
+        if _is_shared(vars(one).get("forward"), vars(other).get("forward"))
+        or any(_reaches(function, originals) for function in _functions(other))
+    ]
     if shared:
         raise InputError(
-            f"modules with a replaced forward, which a copy would share with the original: {quoted(shared)}; "
-            "use inplace=True, or replace (compile) forward after quantizing",
+            "modules with a function (a replaced forward, an attribute or a hook) that a copy would share with the "
+            f"original: {quoted(shared)}; use inplace=True, or set it after quantizing",
             layers=shared,
         )
 
 
-def _forward(module: nn.Module) -> object:
-    return vars(module).get("forward")
+def _is_shared(forward: object, copied: object) -> bool:
+    return forward is not None and forward is copied
+
+
+def _functions(module: nn.Module) -> Iterator[types.FunctionType]:
+    hooks = [table.values() for key, table in vars(module).items() if key.endswith("_hooks")]
+    for value in (*vars(module).values(), *itertools.chain.from_iterable(hooks)):
+        if isinstance(value, types.FunctionType):
+            yield value
+
+
+def _reaches(function: types.FunctionType, modules: Container[int]) -> bool:
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
+    held = [part for content in cells for part in (content if isinstance(content, (list, tuple)) else (content,))]
+    return any(id(part) in modules for part in held)
+
+
+def _share_again(model: nn.Module, copied: nn.Module) -> None:
+    """Let parameters that are different objects over one memory share it in the copy as well, as deepcopy does not."""
+    leaders: dict[tuple[object, ...], Tensor] = {}
+    for original, copy_of_it in zip(model.parameters(), copied.parameters(), strict=True):
+        if original.layout == torch.strided and not copy_of_it.is_meta:
+            copy_of_it.data = leaders.setdefault(tensor_identity(original), copy_of_it).data
 
 
 def _refuse_other_references(watched: Mapping[str, Callable[[], object]]) -> None:
@@ -91,68 +122,3 @@ def convert_in_place(model: nn.Module, packed: Mapping[str, PackedInt4]) -> None
     with restored_on_error(modules.values()):
         for name, module in modules.items():
             become_int4(module, packed[name])
-
-
-@contextmanager
-def restored_on_error(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Undo every change of class and attributes of the modules if the block raises.
-
-    Args:
-        modules: The modules that the block may change; tensors must be replaced, not written to.
-    """
-    restore = _restorer(modules)
-    try:
-        yield
-    except BaseException:
-        restore()
-        raise
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a block in eval mode without gradients, and leave the model as it was.
-
-    Restored are training flags, attributes (plain lists, dicts and sets with their content) and the content of buffers,
-    so that what a forward caches does not stay.
-
-    Args:
-        model: The model the block runs.
-    """
-    modules = list(model.modules())
-    restore = _restorer(modules)
-    buffers = [buffer for module in modules for buffer in module.buffers(recurse=False)]
-    contents = [(buffer, buffer.clone()) for buffer in buffers if buffer.layout == torch.strided]
-    flags = [(module, module.training) for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled code would not call new hooks
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
-        restore()
-        with torch.no_grad():
-            for buffer, content in contents:
-                if not torch.equal(buffer, content):
-                    buffer.copy_(content)
-
-
-def _restorer(modules: Iterable[nn.Module]) -> Callable[[], None]:
-    """Remember class, attributes and plain containers of modules; the result puts all back."""
-    # A scripted module keeps its state in C++, where no attribute can be exchanged.
-    plain = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-    saved = [(module, module.__class__, dict(vars(module))) for module in plain]
-    held = [value for _, _, state in saved for value in state.values() if type(value) in (dict, list, set)]
-    contents = [(container, container.copy()) for container in held]
-
-    def restore() -> None:
-        for module, kind, state in saved:
-            module.__class__ = kind
-            module.__dict__.clear()
-            module.__dict__.update(state)
-        for container, content in contents:
-            container.clear()
-            container.extend(content) if isinstance(container, list) else container.update(content)
-
-    return restore

@@ -80,3 +80,17 @@ def quoted(layers: Iterable[str]) -> str:
         layers: Dotted names.
     """
     return ", ".join(repr(layer or "(root)") for layer in layers)
+
+
+def require_flag(name: str, value: Any) -> None:
+    """Refuse anything but True and False: a text such as ``"no"`` would count as yes.
+
+    Args:
+        name: The option's name.
+        value: What was given.
+
+    Raises:
+        ConfigError: Unless it is a bool.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r}: give True or False")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from monoquant.context import QuantContext
 from monoquant.conversion import convert_in_place, copy_without_weights
-from monoquant.errors import ConfigError, InputError
+from monoquant.errors import ConfigError, InputError, require_flag
 from monoquant.passes.base import PackPass, Pass
 from monoquant.registry import Registry
 from monoquant.report import QuantizationInfo, QuantReport
@@ -133,6 +134,11 @@ class Quantizer:
             MonoquantError: For bad input, a failed check or a failed gate.
             Exception: What a pass raises, with a note that names pass and layer.
         """
+        require_flag("inplace", inplace)
+        with torch.inference_mode(False):  # or the result could be neither trained nor loaded into
+            return self._run(model, inplace)
+
+    def _run(self, model: nn.Module, inplace: bool) -> QuantResult:
         context = self._planned(model)
         _require_work(context)
         target = model if inplace else copy_without_weights(model, _quantized(context))

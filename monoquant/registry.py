@@ -29,6 +29,8 @@ class Registered(Generic[T]):
 
 
 def _in_one_order(entries: Iterable[Registered[T]]) -> tuple[Registered[T], ...]:
+    if not isinstance(entries, Iterable):
+        raise ConfigError(f"{entries!r} is no list: give a list of Registered(value, Origin(name, version))")
     entries = tuple(entries)
     bare = [entry for entry in entries if not isinstance(entry, Registered)]
     if bare:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -181,12 +182,20 @@ def _reasons(rules: Iterable[SkipRule], layer: Layer) -> list[str]:
     return list(dict.fromkeys(reason for _, reason in found))
 
 
-def _flat_any(rules: Iterable[Any]) -> tuple[SkipRule, ...]:
-    return _canonical(part for rule in rules for part in (rule.rules if isinstance(rule, AnyRule) else (rule,)))
+def _listed(rules: Any) -> list[Any]:
+    if isinstance(rules, str) or not isinstance(rules, Iterable):
+        raise ConfigError(f"{rules!r} is not a list of rules; give rules such as [TypeRule(nn.Embedding)]")
+    return list(rules)
 
 
-def _flat_all(rules: Iterable[Any]) -> tuple[SkipRule, ...]:
-    return _canonical(part for rule in rules for part in (rule.rules if isinstance(rule, AllRule) else (rule,)))
+def _flat_any(rules: Any) -> tuple[SkipRule, ...]:
+    parts = ((rule.rules if isinstance(rule, AnyRule) else (rule,)) for rule in _listed(rules))
+    return _canonical(itertools.chain.from_iterable(parts))
+
+
+def _flat_all(rules: Any) -> tuple[SkipRule, ...]:
+    parts = ((rule.rules if isinstance(rule, AllRule) else (rule,)) for rule in _listed(rules))
+    return _canonical(itertools.chain.from_iterable(parts))
 
 
 def _one_rule(rule: Any) -> SkipRule:

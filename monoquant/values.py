@@ -57,7 +57,7 @@ def _check_group_size(_instance: Any, _attribute: Any, value: Any) -> None:
 
 
 def _check_bits(_instance: Any, _attribute: Any, value: Any) -> None:
-    if isinstance(value, bool) or value != 4:
+    if isinstance(value, bool) or not isinstance(value, int) or value != 4:
         raise ConfigError(f"bits={value!r}: this version packs 4 bits only; give bits=4")
 
 

@@ -91,8 +91,8 @@ def deliver(info: QuantizationInfo, findings: Sequence[Finding], on_failure: str
     Args:
         info: The summary; texts it lacks are added to its ``warnings``.
         findings: All findings, the worst first.
-        on_failure: ``"error"``: raise if one is CRITICAL, else only fill the list. ``"warn"``: emit one AccuracyWarning if there is any
-            warning. ``"ignore"``: only fill the list.
+        on_failure: ``"error"``: raise if one is CRITICAL, else only fill the list. ``"warn"``: emit one AccuracyWarning
+            if there is any warning. ``"ignore"``: only fill the list.
 
     Raises:
         AccuracyError: See ``on_failure``; names every failing layer, worst first.

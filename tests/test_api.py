@@ -121,7 +121,7 @@ REFUSED = [
     ({"symmetric": "yes"}, "symmetric='yes'"),
     ({"num_calibration_samples": 0}, "num_samples=0"),
     ({"on_failure": "explode"}, "on_failure='explode'"),
-    ({"accuracy_warning": "explode"}, "on_failure='explode'"),
+    ({"accuracy_warning": "explode"}, "accuracy_warning='explode'"),
     ({"sqnr_warning_threshold": 5.0}, "is above sqnr_warning_threshold"),
     ({"sqnr_error_threshold": 30.0}, "is above sqnr_warning_threshold"),
     ({"skip_layer_types": ["Linear"]}, "give one or more module classes"),
@@ -310,3 +310,32 @@ def test_natural_slips_get_clear_errors(small: nn.Module, tokens: Any) -> None:
         mq.validate_quantization(small, result)
     with pytest.raises(mq.InputError, match="original weights on the meta device"):
         mq.validate_quantization(small.to("meta"), result.model)
+
+
+WRONG_KINDS: list[Callable[[], Any]] = [
+    lambda: mq.quantize(nn.Linear(64, 64), inplace="no"),
+    lambda: mq.quantize(nn.Linear(64, 64), run_validation="no"),
+    lambda: mq.quantize(nn.Linear(64, 64), add_default_skips=1),
+    lambda: mq.quantize(nn.Linear(64, 64), plugins=5),
+    lambda: mq.Quantizer([mq.SkipSelectionPass(), mq.Int4PackPass()]).run(nn.Linear(64, 64), inplace="no"),
+    lambda: mq.static_quantize(nn.Linear(64, 64), [], bits=4, run_validation="no"),
+    lambda: mq.check_accuracy_warnings(mq.quantize(nn.Linear(64, 64), accuracy_warning="ignore", plugins=False)),
+    lambda: mq.Int4Linear(0, 4),
+    lambda: mq.Int4Linear(4, -1),
+    lambda: mq.Int4Linear(4, 4, scheme=5),
+    lambda: mq.Int4Linear(4, 4, dtype=torch.int8),
+    lambda: mq.AnyRule(5),
+    lambda: mq.AllRule("ab"),
+    lambda: mq.Registry(5),
+    lambda: mq.SkipSelectionPass.from_options(extra_rules=5),
+    lambda: mq.QuantReport.from_dict(5),
+    lambda: mq.Scheme(4.0),
+    lambda: mq.get_layers_to_skip(nn.Linear(4, 4), skip_param_threshold=""),
+]
+
+
+@pytest.mark.parametrize("call", WRONG_KINDS)
+def test_wrong_kinds_are_errors_of_ours(call: Callable[[], Any]) -> None:
+    """A text in place of a switch is not taken for yes, and nothing leaks a TypeError or AttributeError."""
+    with pytest.raises(mq.MonoquantError):
+        call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import deque
 from typing import Any
 
 import pytest
@@ -246,3 +247,142 @@ def test_errors_can_be_pickled() -> None:
     for kind in (mq.AccuracyError, mq.ValidationError, mq.InputError):
         error = pickle.loads(pickle.dumps(kind("CRITICAL", layers=["a"])))
         assert (type(error), str(error), error.layers) == (kind, "CRITICAL", ("a",))
+
+
+def test_embeddings_that_renormalize_themselves_are_left_as_they_were() -> None:
+    """nn.Embedding(max_norm=...) writes to its weight in forward, also in eval mode."""
+    model = nn.Sequential(nn.Embedding(50, 64, max_norm=1.0), nn.Flatten(), nn.Linear(192, 64))
+    before = model[0].weight.clone()
+    mq.quantize(model, calibration_data=[torch.randint(0, 50, (60, 3))], **QUIET)
+    assert torch.equal(model[0].weight, before)
+    with pytest.raises(mq.InputError):
+        mq.quantize(model, calibration_data=[torch.randint(0, 50, (6, 3)), torch.ones(2)], **QUIET)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_forward_that_writes_to_parameters_is_found_out() -> None:
+    """It cannot be undone without a copy of everything, so it is an error that names the parameter."""
+
+    class Decaying(nn.Linear):
+        pass
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = Decaying(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.linear.weight.mul_(0.5)
+            return self.linear(x)
+
+    with pytest.raises(mq.InputError, match=r"writes to its own parameters: 'linear\.weight'"):
+        mq.quantize(Model(), calibration_data=data(), **QUIET)
+
+
+def test_nested_caches_and_hooks_of_a_forward_do_not_stay() -> None:
+    """Dicts of lists, deques and hooks that a forward adds to are as before."""
+
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+            self.cache: dict[str, list[Tensor]] = {"k": []}
+            self.recent: deque[int] = deque([1])
+            self.itself = [self.cache]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.cache["k"].append(x)
+            self.recent.append(2)
+            self.linear.register_forward_hook(lambda *_: None)
+            return self.linear(x)
+
+    model = Caching()
+    mq.quantize(model, calibration_data=data(), **QUIET)
+    assert model.cache == {"k": []}
+    assert model.recent == deque([1])
+    assert not model.linear._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "buffer", [torch.ones(3, device="meta"), torch.full((1,), float("nan")).expand(4), torch.full((2,), float("nan"))]
+)
+def test_odd_buffers_do_not_get_in_the_way(buffer: Tensor) -> None:
+    """Meta, expanded and NaN buffers neither break a run nor hide the model's own error."""
+    model = pair()
+    model.register_buffer("odd", buffer, persistent=False)
+    assert mq.quantize(model, calibration_data=data(), **QUIET).info.sqnr_kind == "output"
+    with pytest.raises(mq.InputError, match="batch 0"):
+        mq.quantize(model, calibration_data=[torch.ones(2, 3)], **QUIET)
+
+
+@pytest.mark.parametrize("where", ["attribute", "hook"])
+def test_functions_that_hold_on_to_the_original_are_refused_in_a_copy(where: str) -> None:
+    """A closure over a layer would go on using the float original; in place it is fine."""
+
+    class Closing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+            self.first = nn.Identity()
+            if where == "attribute":
+                self.apply_linear = lambda x: self.linear(x)
+            else:
+                self.first.register_forward_hook(lambda _module, _args, out: self.linear(out))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.apply_linear(x) if where == "attribute" else self.first(x)
+
+    model, x = Closing(), data()[0]
+    with pytest.raises(mq.InputError, match=r"a function .* use inplace=True"):
+        mq.quantize(model, **QUIET)
+    before = model(x)
+    mq.quantize(model, inplace=True, **QUIET)
+    assert not torch.equal(model(x), before)
+
+
+def test_hooks_that_only_watch_are_copied() -> None:
+    """A hook that records into a list is no obstacle, and works on the packed layer."""
+    seen: list[str] = []
+    model = pair()
+    model[0].register_forward_hook(lambda module, _args, _out: seen.append(type(module).__name__))
+    mq.quantize(model, **QUIET).model(data()[0])
+    assert seen == ["Int4Linear"]
+
+
+def test_sparse_weights_are_unsupported() -> None:
+    """A sparse weight is told in the plan, with the way out."""
+    model = pair()
+    model[0].weight = nn.Parameter(model[0].weight.detach().to_sparse())
+    record = mq.quantize(model, inplace=True, **QUIET).report.layers[0]  # torch cannot copy sparse Parameters
+    assert record.action is mq.Action.UNSUPPORTED
+    assert "torch.sparse_coo" in record.reason
+    assert "to_dense" in record.remedy
+
+
+def test_a_result_made_in_inference_mode_can_be_trained_and_loaded(tmp_path: Any) -> None:
+    """The caller's mode does not leak into the tensors of the result."""
+    with torch.inference_mode():
+        result = mq.quantize(pair(), calibration_data=data(), **QUIET)
+        mq.save(result, tmp_path / "model.safetensors")
+        loaded = mq.load(tmp_path / "model.safetensors", pair())
+    for model in (result.model, loaded):
+        model.load_state_dict(model.state_dict())
+    result.model(data()[0].requires_grad_()).sum().backward()
+
+
+def test_parameters_over_one_memory_stay_so() -> None:
+    """Two Parameter objects with one storage share it in the copy as well."""
+    model = nn.ModuleDict({"embed": nn.Embedding(50, 64), "head": nn.Linear(64, 50), "body": nn.Linear(64, 64)})
+    model["head"].weight = nn.Parameter(model["embed"].weight.data)
+    result = mq.quantize(model, **QUIET)
+    assert result.model["embed"].weight.data_ptr() == result.model["head"].weight.data_ptr()
+    assert result.model["embed"].weight.data_ptr() != model["embed"].weight.data_ptr()
+
+
+def test_concurrent_runs_do_not_disable_compilation() -> None:
+    """Ordinary models never touch torch's compiler settings."""
+    stances = []
+    model = pair()
+    model.register_forward_hook(lambda *_: stances.append(torch._dynamo.eval_frame._stance.stance))
+    mq.quantize(model, calibration_data=data(), **QUIET)
+    assert stances == ["default"]

@@ -8,9 +8,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from monoquant.conversion import restored_on_error
 from monoquant.modules.linear_like import become_int4, obstacle_to_packing
 from monoquant.modules.packed_int4 import PackedInt4
+from monoquant.restoring import restored_on_error
 from monoquant.source import inventory, joined, names_of_modules, persistent_tensors, tensor_identity
 from monoquant.values import Scheme
 
@@ -58,9 +58,9 @@ def examine(model: nn.Module, state: Mapping[str, Tensor], packed: Mapping[str, 
     problems: list[str] = []
     built: dict[str, PackedInt4] = {}
     for name, how in packed.items():
-        outcome = _tied(name, state, built) or _built(name, how, model, state)
+        outcome = _built(name, how, model, state)
         if isinstance(outcome, PackedInt4):
-            built[name] = outcome
+            built[name] = _tied(name, state, built) or outcome
         else:
             problems.append(outcome)
     packed_names = {name for found in names_of_modules(model).values() if found[0] in packed for name in found}
@@ -142,6 +142,7 @@ def _meta_misfits(model: nn.Module) -> list[str]:
 
 def _replace_tensors(names: Mapping[nn.Module, str], state: Mapping[str, Tensor]) -> None:
     replaced: dict[int, Tensor] = {}
+    shared: dict[tuple[object, ...], Tensor] = {}
     for module, name in names.items():
         for table in (module._parameters, module._buffers):
             for key, old in table.items():
@@ -149,13 +150,17 @@ def _replace_tensors(names: Mapping[nn.Module, str], state: Mapping[str, Tensor]
                 if old is None or saved is None:
                     continue
                 if id(old) not in replaced:
-                    replaced[id(old)] = _like(old, saved)
+                    data = shared.setdefault(tensor_identity(old), saved.to(_device(old), copy=True))
+                    replaced[id(old)] = _like(old, data)
                 table[key] = replaced[id(old)]  # type: ignore[assignment]
 
 
-def _like(old: Tensor, saved: Tensor) -> Tensor:
-    fresh = saved.to("cpu" if old.is_meta else old.device, copy=True)
-    return nn.Parameter(fresh, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else fresh
+def _device(old: Tensor) -> torch.device:
+    return torch.device("cpu") if old.is_meta else old.device
+
+
+def _like(old: Tensor, data: Tensor) -> Tensor:
+    return nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
 
 
 def _is_part_of(key: str, layers: Collection[str]) -> bool:

@@ -71,7 +71,13 @@ def load(path: str | os.PathLike[str], model: M) -> M:
         FileError: When the file is damaged, of another format or version, or does not fit the model; ``model`` is
             then as it was.
     """
-    tensors, metadata = read_container(_as_path(path))
+    with torch.inference_mode(False):  # or the model could not be trained afterwards
+        _load_into(model, _as_path(path))
+    return model
+
+
+def _load_into(model: nn.Module, path: Path) -> None:
+    tensors, metadata = read_container(path)
     stored = _parse(path, metadata)
     lost = sorted(set(stored.aliases.values()) - set(tensors))
     if lost:
@@ -82,7 +88,6 @@ def load(path: str | os.PathLike[str], model: M) -> M:
         listed = "\n".join(f"- {problem}" for problem in fit.problems)
         raise FileError(f"{path} does not fit the model {type(model).__name__}:\n{listed}")
     fill(model, state, fit.packed)
-    return model
 
 
 def load_report(path: str | os.PathLike[str]) -> QuantReport:

@@ -91,6 +91,8 @@ def _obstacle_in_tensors(module: nn.Linear) -> Obstacle | None:
         return Obstacle(f"its weight has shape {tuple(module.weight.shape)}, not {stated}", "make them agree")
     if module.weight.numel() == 0:
         return Obstacle("its weight is empty")
+    if module.weight.layout != torch.strided:
+        return Obstacle(f"its weight is stored as {module.weight.layout}", "call to_dense() on it first")
     if module.weight.dtype not in PACKABLE_DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in PACKABLE_DTYPES)
         return Obstacle(f"its weight has dtype {module.weight.dtype}", f"convert it to one of {allowed} first")

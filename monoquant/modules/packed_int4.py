@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monoquant.errors import ConfigError
 from monoquant.numerics.affine import GroupCodes, dequantize, round_to_nearest
 from monoquant.numerics.grouping import group_count, row_chunks
 from monoquant.numerics.memory import byte_view, stored_bytes
@@ -66,6 +67,13 @@ class PackedInt4(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        for what, size in (("output", rows), ("input", columns)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ConfigError(f"{size!r} {what} features: give a whole number >= 1")
+        if not isinstance(scheme, Scheme):
+            raise ConfigError(f"scheme={scheme!r}: give a Scheme")
+        if not dtype.is_floating_point:
+            raise ConfigError(f"dtype={dtype}: give a floating-point dtype")
         self.rows, self.columns, self.scheme, self.dtype = rows, columns, scheme, dtype
         self.group_size = min(scheme.group_size, columns)
         self.groups = group_count(columns, self.group_size)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from monoquant.context import QuantContext
-from monoquant.conversion import undisturbed
 from monoquant.errors import ConfigError, InputError
 from monoquant.observers import InputSample, RowSampler
 from monoquant.passes.base import Pass
 from monoquant.report import CalibrationFacts
+from monoquant.restoring import undisturbed
 from monoquant.values import Finding, Severity
 
 Forward = Callable[[nn.Module, Any], Any]

@@ -98,7 +98,7 @@ class SkipSelectionPass(Pass):
             (_threshold_rules(skip_param_threshold), ThresholdRule(INT4_SKIP_THRESHOLD)),
         ]
         given = (modules_to_not_convert, skip_layer_types, skip_layer_names, skip_param_threshold)
-        rules: list[RegisteredRule] = [Registered(rule, CALLER) for rule in extra_rules]
+        rules: list[RegisteredRule] = [Registered(rule, CALLER) for rule in _listed("rules", extra_rules)]
         replaced: list[RegisteredRule] = []
         for value, (explicit, default) in zip(given, options, strict=True):
             rules += [Registered(rule, CALLER) for rule in explicit]

@@ -36,6 +36,8 @@ class QuantReport(ReportData):
         Raises:
             FileError: For another version, a missing or unknown field, or a value of the wrong kind.
         """
+        if not isinstance(data, dict):
+            raise FileError(f"{data!r} is not a stored report: give what to_dict() returned")
         fields = dict(data)
         version = fields.pop("version", None)
         if version != REPORT_VERSION:

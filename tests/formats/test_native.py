@@ -376,3 +376,39 @@ def test_what_is_no_path_is_refused(small: nn.Module) -> None:
     ):
         with pytest.raises(mq.FileError, match="is not a path"):
             call()
+
+
+@pytest.mark.parametrize("other", [nn.Linear(64, 32, bias=False), nn.Conv2d(3, 4, 1), nn.ReLU(), None])
+def test_tied_layers_are_each_held_against_the_model(tmp_path: Path, unchanged: Any, other: nn.Module | None) -> None:
+    """The second of two tied layers must fit as well as the first."""
+
+    def build() -> nn.ModuleDict:
+        return nn.ModuleDict({"a": nn.Linear(64, 64, bias=False), "b": nn.Linear(64, 64, bias=False)})
+
+    tied = build()
+    tied["b"].weight = tied["a"].weight
+    _, path = saved(tied, tmp_path)
+    model = build()
+    if other is None:
+        del model["b"]
+    else:
+        model["b"] = other
+    check = unchanged(model)
+    with pytest.raises(mq.FileError, match="'b'"):
+        mq.load(path, model)
+    check()
+    loaded = mq.load(path, build())
+    assert loaded["a"].packed_weight is loaded["b"].packed_weight
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
+def test_names_at_the_limit(small: nn.Module, tmp_path: Path) -> None:
+    """A name that the file system allows can be written; one that it does not is a FileError."""
+    result = quantized(small)
+    longest = tmp_path / ("x" * 243 + ".safetensors")
+    mq.save(result, longest)
+    assert list(tmp_path.iterdir()) == [longest]
+    for name in ("x" * 250 + ".safetensors", "a\0b.safetensors"):
+        with pytest.raises(mq.FileError):
+            mq.save(result, tmp_path / name)
+    assert list(tmp_path.iterdir()) == [longest]
