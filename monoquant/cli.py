@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,7 +12,7 @@ from pathlib import Path
 from monoquant.demo import DEFAULT_STEPS, run_demo
 from monoquant.errors import MonoquantError
 
-EXIT_FINE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_FINE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``monoquant``; default: those of the process.
 
     Returns:
-        0 if all went well, 1 if quantization or its quality gate failed, 2 for wrong usage.
+        0 if all went well, 1 if quantization or its quality gate failed or nobody reads the output, 2 for wrong usage,
+        130 after Ctrl-C.
     """
     parser = _parser()
     try:
@@ -35,6 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_demo(_write, steps=options.steps, keep=options.keep)
     except MonoquantError as error:
         sys.stderr.write(f"monoquant: {error}\n")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("monoquant: interrupted\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, say) has left: keep Python from failing once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     return EXIT_FINE
 

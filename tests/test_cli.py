@@ -58,3 +58,28 @@ def test_failures_have_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(cli, "run_demo", fail)
     assert cli.main(["demo"]) == 1
     assert capsys.readouterr().err == "monoquant: nothing to do\n"
+
+
+def test_ctrl_c_has_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An interrupted command says so and exits with 130."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_demo", interrupt)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "monoquant: interrupted\n"
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    """``monoquant demo | head -1`` ends quietly."""
+    command = [sys.executable, "-m", "monoquant", "demo", "--steps", "1"]
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert demo.stdout is not None
+    assert demo.stderr is not None
+    assert demo.stdout.readline().startswith("1. Text")
+    demo.stdout.close()
+    told = demo.stderr.read()
+    demo.stderr.close()
+    assert demo.wait() == 1
+    assert "Traceback" not in told
