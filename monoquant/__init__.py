@@ -1,19 +1,25 @@
-"""Group-wise INT4 quantization of PyTorch models that says what it did, measures what it cost, and can fail a build.
+"""INT4, INT8 and 16-bit weights for PyTorch models: says what it did, measures what it cost, and can fail a build.
 
-- Call: :func:`quantize`, :func:`static_quantize`, :func:`get_layers_to_skip`.
+- Call: :func:`quantize`, :func:`static_quantize`, :func:`dynamic_quantize`, :func:`dequantize`,
+  :func:`get_layers_to_skip`.
 - Compose: :class:`Quantizer` with passes (:class:`CalibrationPass`, :class:`SkipSelectionPass`,
-  :class:`Int4PackPass`, :class:`ValidationPass`, :class:`AccuracyWarningPass`, or subclasses of :class:`Pass`).
+  :class:`Int4PackPass`, :class:`Int8PackPass`, :class:`HalfCastPass`, :class:`ValidationPass`,
+  :class:`AccuracyWarningPass`, or subclasses of :class:`Pass`).
 - Choose layers: :class:`TypeRule`, :class:`NameRule`, :class:`ThresholdRule`, or subclasses of :class:`SkipRule`.
 - Judge: :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of :class:`WarningCheck`.
 - Keep: :func:`save`, :func:`load`, :func:`load_report`.
+- Teach it a kind of module: :class:`ParameterAdapter`, or subclasses of :class:`ModuleAdapter`.
 - Extend: :data:`hookimpl` marks a plugin's functions.
 """
 
 from importlib.metadata import version as _version
 
-from monoquant.api import check_accuracy_warnings, get_layers_to_skip, quantize, static_quantize
+from monoquant.adapters.base import ModuleAdapter, Obstacle
+from monoquant.adapters.parameters import ParameterAdapter
+from monoquant.api import check_accuracy_warnings, dynamic_quantize, get_layers_to_skip, quantize, static_quantize
 from monoquant.checks import AccuracyGate, WarningCheck
 from monoquant.context import QuantContext
+from monoquant.conversion import dequantize
 from monoquant.errors import (
     AccuracyError,
     AccuracyWarning,
@@ -27,11 +33,22 @@ from monoquant.errors import (
 )
 from monoquant.formats.native import load, load_report, save
 from monoquant.hooks import PluginManager, hookimpl
-from monoquant.modules.int4_linear import Int4Linear
+from monoquant.modules.linear import (
+    HalfLinear,
+    Int4Linear,
+    Int8DynamicLinear,
+    Int8Linear,
+    Int8StaticLinear,
+)
+from monoquant.modules.packed_module import PackedModule
+from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.passes.accuracy_warning import AccuracyWarningPass
-from monoquant.passes.base import PackPass, Pass
+from monoquant.passes.base import Pass
 from monoquant.passes.calibration import CalibrationPass
+from monoquant.passes.half_cast import HalfCastPass
 from monoquant.passes.int4_pack import Int4PackPass
+from monoquant.passes.int8_pack import Int8PackPass
+from monoquant.passes.pack import PackPass
 from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.passes.validation import ValidationPass
 from monoquant.quantizer import Quantizer, QuantResult
@@ -48,7 +65,7 @@ from monoquant.rules import (
     TypeRule,
 )
 from monoquant.validate import validate_quantization
-from monoquant.values import Action, Ancestor, Decision, Finding, Layer, Origin, Scheme, Severity
+from monoquant.values import Action, Ancestor, Decision, Finding, HalfScheme, Layer, Origin, Scheme, Severity
 
 __version__ = _version("monoquant")
 
@@ -68,16 +85,28 @@ __all__ = [
     "Decision",
     "FileError",
     "Finding",
+    "HalfCastPass",
+    "HalfLinear",
+    "HalfScheme",
     "InputError",
     "Int4Linear",
     "Int4PackPass",
+    "Int8DynamicLinear",
+    "Int8Linear",
+    "Int8PackPass",
+    "Int8StaticLinear",
     "Layer",
     "LayerReport",
+    "MatrixForm",
+    "ModuleAdapter",
     "MonoquantError",
     "NameRule",
     "NotRule",
+    "Obstacle",
     "Origin",
     "PackPass",
+    "PackedModule",
+    "ParameterAdapter",
     "Pass",
     "PassError",
     "PluginError",
@@ -100,6 +129,8 @@ __all__ = [
     "ValidationResult",
     "WarningCheck",
     "check_accuracy_warnings",
+    "dequantize",
+    "dynamic_quantize",
     "get_layers_to_skip",
     "hookimpl",
     "load",

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from monoquant.adapters.base import ModuleAdapter
 from monoquant.checks import AccuracyGate
 from monoquant.errors import ConfigError, InputError, require_flag
+from monoquant.formats.weights_file import read_weights
 from monoquant.hooks import PluginManager
+from monoquant.modules.tensor_holder import hold
 from monoquant.passes.accuracy_warning import AccuracyWarningPass
-from monoquant.passes.base import PackPass, Pass
+from monoquant.passes.base import Pass
 from monoquant.passes.calibration import CalibrationPass, Forward, Progress
-from monoquant.passes.int4_pack import Int4PackPass
+from monoquant.passes.pack import PackPass
 from monoquant.passes.skip_selection import Names, SkipSelectionPass, Types, name_rules, type_rules
 from monoquant.passes.validation import ValidationPass
+from monoquant.precision import DTYPES, Activations, packing_pass, require_precision, secondary_passes
 from monoquant.quantizer import Quantizer, QuantResult
-from monoquant.registry import Registry
+from monoquant.registry import Registry, own_adapters
 from monoquant.report import QuantizationInfo
 from monoquant.rules import AnyRule, SkipRule
 from monoquant.source import inventory
-from monoquant.values import INT4
 from monoquant.verdict import deliver, require_policy, run_checks
 
 Policy = Literal["error", "warn", "ignore"]
+Weights = Mapping[str, Tensor] | str | os.PathLike[str]
 
 
 def quantize(
-    model: nn.Module,
-    bits: int = 4,
+    model: nn.Module | Weights,
+    bits: int | None = None,
     *,
-    group_size: int = 128,
-    symmetric: bool = False,
-    scale_dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | None = None,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
+    scale_dtype: torch.dtype | None = None,
+    activations: Activations | None = None,
+    observer: str = "minmax",
     calibration_data: Iterable[Any] | None = None,
     num_calibration_samples: int = 150,
     select: int | str | None = None,
@@ -46,7 +55,10 @@ def quantize(
     skip_layer_types: Types | None = None,
     skip_layer_names: Names | None = None,
     skip_param_threshold: int | None = None,
+    skip_to: str | None = None,
     add_default_skips: bool = False,
+    rules: Iterable[SkipRule] = (),
+    adapters: Iterable[ModuleAdapter] = (),
     run_validation: bool = True,
     on_failure: Policy = "error",
     accuracy_warning: Policy = "warn",
@@ -55,14 +67,20 @@ def quantize(
     inplace: bool = False,
     plugins: bool = True,
 ) -> QuantResult:
-    """Quantize a model's Linear layers to INT4, and measure what it cost.
+    """Reduce the weight matrices of a model, and measure what it cost.
 
     Args:
-        model: A trained module; left alone unless ``inplace``.
-        bits: 4 (default); other widths are refused until they arrive.
-        group_size: Input features per scale; default 128.
-        symmetric: Codes -8..7 instead of 0..15 with a zero_point; default False.
-        scale_dtype: torch.float16 (default), torch.bfloat16 or torch.float32.
+        model: A trained module, left alone unless ``inplace``; or a state dict, or the path of a file that holds one
+            (``.safetensors``, ``.pt``, ``.pth``, ``.bin``, ``.ckpt``). Names and shapes of a state dict stand for kinds
+            of modules (see :class:`TensorHolder`), and the result is loaded into the float architecture with ``load``.
+        bits: 4 (default), 8 or 16.
+        dtype: Another way to say so: torch.int4, torch.int8 or torch.qint8, torch.float16, torch.bfloat16.
+        group_size: Input features per scale; default 128 for INT4, a whole output channel for INT8.
+        symmetric: Signed codes around zero instead of unsigned ones with a zero_point; default False for INT4, True
+            for INT8.
+        scale_dtype: torch.float16 (default for INT4), torch.bfloat16 or torch.float32 (default for INT8).
+        activations: For INT8: None (default), ``"dynamic"`` or ``"static"``; see :class:`Int8PackPass`.
+        observer: For static activations; default ``"minmax"``; see :class:`Int8PackPass`.
         calibration_data: Batches to measure layer outputs on; None (default) measures weights only. See
             :class:`CalibrationPass` for this and the next four.
         num_calibration_samples: Samples to use at most; default 150.
@@ -71,11 +89,15 @@ def quantize(
         progress: Show progress on stderr, or call a function; default False.
         layer_types: Quantize only modules of these classes (and what they contain); default all.
         layer_names: Quantize only layers with these names; default all. With both, either suffices.
-        modules_to_not_convert: Names of layers to keep in float; default ``["lm_head"]``.
-        skip_layer_types: Classes of modules to keep; default DEFAULT_INT4_SKIP["skip_types"].
+        modules_to_not_convert: Names of layers to keep in float; default ``["lm_head"]`` for INT4.
+        skip_layer_types: Classes of modules to keep; default DEFAULT_INT4_SKIP["skip_types"] for INT4.
         skip_layer_names: Further names to keep; default none.
-        skip_param_threshold: Keep layers with fewer parameters; default 512.
-        add_default_skips: Whether the last four add to their defaults instead of replacing them; default False.
+        skip_param_threshold: Keep layers with fewer parameters; default 512 for INT4.
+        skip_to: What the last four, and their defaults, reduce layers to instead of keeping them: ``"int8"``,
+            ``"float16"``, ``"bfloat16"``; default None keeps them in float.
+        add_default_skips: Whether explicit values add to the defaults instead of replacing them; default False.
+        rules: Further skip rules, each with a ``skip_to`` of its own; asked first; default none.
+        adapters: Adapters for further kinds of modules; default none.
         run_validation: Whether to measure and check; default True. False leaves SQNR and sizes None.
         on_failure: What a failed packing, saving or range check does; default ``"error"``.
         accuracy_warning: ``"warn"`` (default), ``"error"`` or ``"ignore"`` when the damage is large.
@@ -85,11 +107,12 @@ def quantize(
         plugins: Whether installed plugins take part; default True.
 
     Returns:
-        ``QuantResult(model, info, report)``.
+        ``QuantResult(model, info, report)``; of a state dict, ``result.model.state_dict()`` is the packed one.
 
     Raises:
         ConfigError: For wrong options.
         InputError: For a model or data that cannot be used.
+        FileError: For a file that cannot be read.
         ValidationError: When a packed layer fails a check and ``on_failure="error"``.
         AccuracyError: When the damage is CRITICAL and ``accuracy_warning="error"``.
         PluginError: When an installed plugin is wrong.
@@ -97,26 +120,30 @@ def quantize(
     flags = {"add_default_skips": add_default_skips, "run_validation": run_validation, "plugins": plugins}
     for name, value in {**flags, "inplace": inplace}.items():
         require_flag(name, value)
-    _require_int4(bits, None)
     _require_measured_gate(accuracy_warning, run_validation)
-    pack = Int4PackPass(group_size, symmetric, scale_dtype)
+    target = require_precision(bits, dtype, default="int4")
+    pack = packing_pass(target, group_size, symmetric, scale_dtype, activations, observer)
     skips = SkipSelectionPass.from_options(
         modules_to_not_convert,
         skip_layer_types,
         skip_layer_names,
         skip_param_threshold,
         add_default_skips=add_default_skips,
-        extra_rules=_selection_rules(layer_types, layer_names),
+        extra_rules=[*rules, *_selection_rules(layer_types, layer_names)],
+        skip_to=skip_to,
+        defaults=target == "int4",
     )
-    data = [] if calibration_data is None else calibration_data
-    calibration = CalibrationPass(data, num_calibration_samples, select, forward, progress)
-    if calibration_data is None and calibration != CalibrationPass(data):
+    calibration = None
+    if activations == "static" and calibration_data is None:
+        raise ConfigError("activations='static' needs calibration_data to find the ranges of inputs: give batches")
+    if calibration_data is not None:
+        calibration = CalibrationPass(calibration_data, num_calibration_samples, select, forward, progress)
+    elif CalibrationPass([], num_calibration_samples, select, forward, progress) != CalibrationPass([]):
         raise ConfigError("num_calibration_samples, select, forward and progress do nothing without calibration_data")
     gate = AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
-    validation = ValidationPass(on_failure)
-    feed = None if calibration_data is None else calibration
-    steps = (skips, feed, pack, validation if run_validation else None, gate)
-    return _quantizer(steps, plugins).run(model, inplace=inplace)
+    validation = ValidationPass(on_failure) if run_validation else None
+    steps = (skips, calibration, pack, *secondary_passes(target), validation, gate)
+    return _quantizer(steps, plugins, adapters).run(_as_module(model, calibration), inplace=inplace)
 
 
 def static_quantize(
@@ -124,7 +151,7 @@ def static_quantize(
     calibration_data: Iterable[Any],
     dtype: torch.dtype | None = None,
     bits: int | None = None,
-    symmetric: bool = False,
+    symmetric: bool | None = None,
     layer_types: Types | None = None,
     layer_names: Names | None = None,
     skip_types: Types | None = None,
@@ -134,40 +161,44 @@ def static_quantize(
     skip_layer_types: Types | None = None,
     skip_layer_names: Names | None = None,
     skip_param_threshold: int | None = None,
-    group_size: int = 128,
+    group_size: int | None = None,
     run_validation: bool = True,
     on_failure: Policy = "error",
     accuracy_warning: Policy = "warn",
     sqnr_warning_threshold: float = 20.0,
     sqnr_error_threshold: float = 10.0,
     *,
+    observer: str = "minmax",
     select: int | str | None = None,
     forward: Forward | None = None,
 ) -> tuple[nn.Module, QuantizationInfo]:
     """Quantize a copy of a model with calibration data; :func:`quantize` with the parameters existing users know.
 
+    INT8 is static: inputs of Linear layers are quantized too, to ranges that the data shows. INT4 and the 16-bit types
+    use the data to measure.
+
     Args:
         model: A trained module; left alone.
         calibration_data: Batches; a tuple or list is passed as positional arguments.
-        dtype: torch.int4; torch.qint8 and torch.int8 (also meant by giving neither this nor ``bits``) are refused
-            until INT8 arrives.
-        bits: 4, another way to ask for INT4.
-        symmetric: Codes -8..7 instead of 0..15 with a zero_point; default False.
+        dtype: torch.qint8 or torch.int8 (default), torch.int4, torch.float16 or torch.bfloat16.
+        bits: 8, 4 or 16, another way to say so.
+        symmetric: Signed codes around zero; default False for INT4. INT8 with static inputs is always symmetric.
         layer_types: Quantize only modules of these classes; default all.
         layer_names: Quantize only layers with these names; default all.
         skip_types: Classes of modules to keep, besides ``skip_layer_types`` and its default.
         skip_names: Names of layers to keep, besides the other two and their defaults.
         num_calibration_samples: Samples to use at most; default 150.
-        modules_to_not_convert: Names of layers to keep in float; default ``["lm_head"]``.
-        skip_layer_types: Classes of modules to keep; default DEFAULT_INT4_SKIP["skip_types"].
+        modules_to_not_convert: Names of layers to keep in float; default ``["lm_head"]`` for INT4.
+        skip_layer_types: Classes of modules to keep; default DEFAULT_INT4_SKIP["skip_types"] for INT4.
         skip_layer_names: Further names to keep; default none.
-        skip_param_threshold: Keep layers with fewer parameters; default 512.
-        group_size: Input features per scale; default 128.
+        skip_param_threshold: Keep layers with fewer parameters; default 512 for INT4.
+        group_size: Input features per scale, for INT4; default 128.
         run_validation: Whether to measure and check; default True.
         on_failure: What a failed check does; default ``"error"``.
         accuracy_warning: ``"warn"`` (default), ``"error"`` or ``"ignore"`` when the damage is large.
         sqnr_warning_threshold: dB; default 20.
         sqnr_error_threshold: dB; default 10.
+        observer: How INT8 finds the ranges of inputs; default ``"minmax"``; see :class:`Int8PackPass`.
         select: Position or key of the batch item that is the model's input, for ``(input, label)`` batches.
         forward: ``forward(model, batch)``, where the input alone does not do.
 
@@ -177,24 +208,94 @@ def static_quantize(
     Raises:
         MonoquantError: As :func:`quantize`.
     """
-    require_flag("run_validation", run_validation)
-    _require_int4(bits, dtype)
-    _require_measured_gate(accuracy_warning, run_validation)
     if calibration_data is None:
         raise InputError("calibration_data is None: give batches, or call quantize(), which can do without")
-    pack = Int4PackPass(group_size, symmetric)
-    skips = SkipSelectionPass.from_options(
-        modules_to_not_convert,
-        skip_layer_types,
-        skip_layer_names,
-        skip_param_threshold,
-        extra_rules=[*_selection_rules(layer_types, layer_names), *type_rules(skip_types), *name_rules(skip_names)],
+    target = require_precision(bits, dtype, default="int8")
+    result = quantize(
+        model,
+        dtype=DTYPES[target],
+        group_size=group_size,
+        symmetric=symmetric,
+        activations="static" if target == "int8" else None,
+        observer=observer,
+        calibration_data=calibration_data,
+        num_calibration_samples=num_calibration_samples,
+        select=select,
+        forward=forward,
+        layer_types=layer_types,
+        layer_names=layer_names,
+        modules_to_not_convert=modules_to_not_convert,
+        skip_layer_types=skip_layer_types,
+        skip_layer_names=skip_layer_names,
+        skip_param_threshold=skip_param_threshold,
+        rules=[*type_rules(skip_types), *name_rules(skip_names)],
+        run_validation=run_validation,
+        on_failure=on_failure,
+        accuracy_warning=accuracy_warning,
+        sqnr_warning_threshold=sqnr_warning_threshold,
+        sqnr_error_threshold=sqnr_error_threshold,
     )
-    calibration = CalibrationPass(calibration_data, num_calibration_samples, select, forward)
-    gate = AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
-    validation = ValidationPass(on_failure)
-    steps = (skips, calibration, pack, validation if run_validation else None, gate)
-    result = _quantizer(steps, plugins=True).run(model)
+    return result.model, result.info
+
+
+def dynamic_quantize(
+    model: nn.Module,
+    dtype: torch.dtype = torch.qint8,
+    layer_types: Types | None = None,
+    layer_names: Names | None = None,
+    modules_to_not_convert: Names | None = None,
+    skip_layer_types: Types | None = None,
+    skip_layer_names: Names | None = None,
+    skip_param_threshold: int | None = None,
+    run_validation: bool = True,
+    on_failure: Policy = "error",
+    accuracy_warning: Policy = "warn",
+    sqnr_warning_threshold: float = 20.0,
+    sqnr_error_threshold: float = 10.0,
+) -> tuple[nn.Module, QuantizationInfo]:
+    """Quantize a copy of a model without data: INT8 with inputs quantized on each call, or 16-bit weights.
+
+    Args:
+        model: A trained module; left alone.
+        dtype: torch.qint8 or torch.int8 (default): Linear layers multiply integers. torch.float16 or torch.bfloat16:
+            weights are stored in 16 bits and computed with in the model's dtype.
+        layer_types: Quantize only modules of these classes; default all.
+        layer_names: Quantize only layers with these names; default all.
+        modules_to_not_convert: Names of layers to keep in float; default none.
+        skip_layer_types: Classes of modules to keep; default none.
+        skip_layer_names: Further names to keep; default none.
+        skip_param_threshold: Keep layers with fewer parameters; default 0.
+        run_validation: Whether to measure and check; default True.
+        on_failure: What a failed check does; default ``"error"``.
+        accuracy_warning: ``"warn"`` (default), ``"error"`` or ``"ignore"`` when the damage is large.
+        sqnr_warning_threshold: dB; default 20.
+        sqnr_error_threshold: dB; default 10.
+
+    Returns:
+        The quantized copy and its QuantizationInfo.
+
+    Raises:
+        MonoquantError: As :func:`quantize`.
+    """
+    target = require_precision(None, dtype, default="int8")
+    if target == "int4":
+        raise ConfigError(f"dtype={dtype}: dynamic quantization is INT8 or 16 bits; INT4 is quantize(model, bits=4)")
+    result = quantize(
+        model,
+        dtype=dtype,
+        activations="dynamic" if target == "int8" else None,
+        layer_types=layer_types,
+        layer_names=layer_names,
+        modules_to_not_convert=modules_to_not_convert,
+        skip_layer_types=skip_layer_types,
+        skip_layer_names=skip_layer_names,
+        skip_param_threshold=skip_param_threshold,
+        run_validation=run_validation,
+        on_failure=on_failure,
+        accuracy_warning=accuracy_warning,
+        sqnr_warning_threshold=sqnr_warning_threshold,
+        sqnr_error_threshold=sqnr_error_threshold,
+    )
     return result.model, result.info
 
 
@@ -266,10 +367,21 @@ def get_layers_to_skip(
     return {layer.name for layer in inventory(model) if any(rule.reason(layer) is not None for rule in rules)}
 
 
-def _quantizer(steps: Iterable[Pass | None], plugins: bool) -> Quantizer:
+def _quantizer(steps: Iterable[Pass | None], plugins: bool, adapters: Iterable[ModuleAdapter]) -> Quantizer:
     passes = [step for step in steps if step is not None]
     scheme = next(step.scheme for step in passes if isinstance(step, PackPass))
-    return Quantizer(passes, PluginManager(discover=plugins).registry(scheme))
+    registry = PluginManager(discover=plugins).registry(scheme)
+    return Quantizer(passes, attrs.evolve(registry, adapters=(*own_adapters(adapters), *registry.adapters)))
+
+
+def _as_module(model: nn.Module | Weights, calibration: CalibrationPass | None) -> nn.Module:
+    if isinstance(model, (str, os.PathLike)):
+        model = read_weights(model)
+    if not isinstance(model, Mapping):
+        return model
+    if calibration is not None:
+        raise ConfigError("calibration_data runs a model, and a state dict has none: give the module, or no data")
+    return hold(model)
 
 
 def _require_measured_gate(accuracy_warning: str, run_validation: bool) -> None:
@@ -283,17 +395,3 @@ def _selection_rules(types: Types | None, names: Names | None) -> list[SkipRule]
     if not chosen and (types is not None or names is not None):
         raise ConfigError("layer_types and layer_names select no layer at all: give None to quantize every kind")
     return [~(chosen[0] if len(chosen) == 1 else AnyRule(chosen))] if chosen else []
-
-
-def _require_int4(bits: int | None, dtype: torch.dtype | None) -> None:
-    by_dtype: dict[torch.dtype, int] = {INT4: 4, torch.qint8: 8, torch.int8: 8, torch.float16: 16}
-    if bits is not None and not isinstance(bits, int):
-        raise ConfigError(f"bits={bits!r}: give 4 (and calibration data by name: calibration_data=...)")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in by_dtype):
-        raise ConfigError(f"dtype={dtype!r}: give torch.int4")
-    meant = by_dtype[dtype] if dtype is not None else (8 if bits is None else bits)
-    if dtype is not None and bits is not None and bits != meant:
-        raise ConfigError(f"bits={bits!r} and dtype={dtype} disagree: give one of them")
-    if meant != 4 or isinstance(bits, bool):
-        what = {8: "INT8", 16: "FP16"}.get(meant, f"bits={meant!r}")
-        raise ConfigError(f"{what} is not in this version of monoquant: ask for INT4 with bits=4 or dtype=torch.int4")

@@ -10,11 +10,11 @@ from typing import Any
 import attrs
 
 from monoquant.errors import ConfigError
-from monoquant.modules.packed_int4 import storage_bytes
+from monoquant.modules.packed_matrix import storage_bytes
 from monoquant.report import LayerReport, QuantizationInfo
 from monoquant.report.table import format_bytes
 from monoquant.rules import INT4_SKIP_THRESHOLD
-from monoquant.values import Action, Finding, Scheme, Severity
+from monoquant.values import Finding, Scheme, Severity
 
 GOOD_SQNR_DB = 30.0
 FORMAT_MARGIN_DB = 3.0
@@ -22,6 +22,7 @@ FEW_SAMPLES = 50
 ENOUGH_SAMPLES = 100
 _NAMED_LAYERS = 3
 _SMALLER_GROUP = 32
+_RISKY_BITS = 4
 
 
 def _check_order(gate: AccuracyGate, _attribute: Any, _value: Any) -> None:
@@ -185,7 +186,9 @@ def _remedy(failing: Sequence[LayerReport], info: QuantizationInfo) -> str:
     what = "it" if len(failing) == 1 else "them" if len(failing) == len(worst) else "the worst"
     ways = [f"keep {what} in float with skip_layer_names={names} (+{cost})"] if all(names) else []
     scheme = failing[0].scheme
-    if scheme is not None and scheme.group_size > _SMALLER_GROUP:
+    if isinstance(scheme, Scheme) and scheme.bits == 4:
+        ways.append("reduce less with skip_to='int8'" if ways else "use bits=8")
+    if isinstance(scheme, Scheme) and scheme.activations is None and (scheme.group_size or math.inf) > _SMALLER_GROUP:
         extra = format_bytes(_price_of_smaller_groups(info, scheme))
         ways.append(f"use group_size={_SMALLER_GROUP} (+{extra})")
     text = ", or ".join(ways) or "calibrate with more data, or leave the model in float"
@@ -194,26 +197,32 @@ def _remedy(failing: Sequence[LayerReport], info: QuantizationInfo) -> str:
 
 def _price_of_smaller_groups(info: QuantizationInfo, scheme: Scheme) -> int:
     smaller = attrs.evolve(scheme, group_size=_SMALLER_GROUP)
-    shapes = [record.shape for record in info.layers if record.action is Action.QUANTIZE and len(record.shape) == 2]
-    return sum(storage_bytes(*shape, smaller) - storage_bytes(*shape, scheme) for shape in shapes)
+    shapes = [record.shape for record in info.layers if record.scheme == scheme and len(record.shape) >= 2]
+    matrices = [(shape[0], math.prod(shape[1:])) for shape in shapes]
+    return sum(storage_bytes(*matrix, smaller) - storage_bytes(*matrix, scheme) for matrix in matrices)
 
 
 @attrs.frozen
 class AllLayersCheck(WarningCheck):
-    """Tell when nothing that could be quantized was kept in float."""
+    """Tell when nothing that could be reduced to 4 bits was kept, or reduced less; with more bits that is no risk."""
 
     def check(self, info: QuantizationInfo, gate: AccuracyGate) -> Iterable[Finding]:
-        if not info.selected_layers or _kept_something(info):
+        if not info.selected_layers or not _risked_something(info) or _kept_something(info):
             return []
         message = "All layers were quantized."
         remedy = "For INT4, consider skipping embeddings, the output layer and other sensitive layers to keep accuracy."
         return [Finding("all-layers-quantized", Severity.WARNING, message, remedy=remedy)]
 
 
+def _risked_something(info: QuantizationInfo) -> bool:
+    schemes = [record.scheme for record in info.layers if record.scheme is not None]
+    return not info.layers or any(scheme.bits <= _RISKY_BITS for scheme in schemes)
+
+
 def _kept_something(info: QuantizationInfo) -> bool:
     if not info.layers:
         return bool(info.skipped_layers)
-    kept = [record for record in info.layers if record.action is not Action.QUANTIZE]
+    kept = [record for record in info.layers if record.scheme is None or record.scheme.bits > _RISKY_BITS]
     return any(len(record.shape) >= 2 and record.parameters >= INT4_SKIP_THRESHOLD for record in kept)
 
 

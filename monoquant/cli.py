@@ -54,7 +54,7 @@ def _write(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="monoquant", description="4-bit quantization of PyTorch models.")
+    parser = argparse.ArgumentParser(prog="monoquant", description="4-, 8- and 16-bit quantization of PyTorch models.")
     parser.add_argument("--version", action="version", version=f"monoquant {version('monoquant')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     demo = commands.add_parser("demo", help="train a small language model, quantize it, and compare; under a minute")

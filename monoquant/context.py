@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import attrs
 from torch import Tensor, nn
 
+from monoquant.adapters.base import Obstacle
+from monoquant.adapters.choice import Packable, examine, readable_weights
 from monoquant.errors import PassError
 from monoquant.measurement import Measurement
-from monoquant.modules.packed_int4 import PackedInt4
-from monoquant.observers import InputSample
+from monoquant.modules.packed_layer import PackedLayer
+from monoquant.observers import Request
 from monoquant.registry import Registry
 from monoquant.report import CalibrationFacts, ValidationResult
 from monoquant.source import tensor_identity
-from monoquant.values import Action, Decision, Finding, Layer, Scheme
+from monoquant.values import Action, AnyScheme, Decision, Finding, Layer, Target
 
-
-@attrs.frozen(eq=False)
-class PackedLayer:
-    """A layer's packed weight, not yet in the model.
-
-    Args:
-        weight: The packed matrix; the same object for layers whose weights are tied.
-        digest: What ``weight.digest()`` must be, taken from the codes before they were packed.
-    """
-
-    weight: PackedInt4
-    digest: str
+O = TypeVar("O")  # noqa: E741 - the observer of a request
 
 
 @attrs.define(eq=False)
@@ -36,34 +28,44 @@ class QuantContext:
 
     Args:
         model: The user's model; read it, never write to it. (set by Quantizer; read by all passes)
-        scheme: The scheme of the packing pass. (set by Quantizer; read by all passes)
+        scheme: The scheme of the first packing pass. (set by Quantizer; read by all passes)
         layers: Every module that owns parameters. (set by Quantizer; read by all passes)
-        registry: Rules and checks from plugins. (set by Quantizer; read by SkipSelectionPass, AccuracyWarningPass)
+        registry: Rules, checks and adapters, with their origins. (set by Quantizer; read by SkipSelectionPass, packing
+            passes and AccuracyWarningPass)
         plan: Decisions by layer name; use :meth:`decide`. (written in the plan phase by SkipSelectionPass and packing
             passes; read by all passes)
-        wanted: Statistics that passes asked for; use :meth:`want`. (written in the prepare phase; read by
+        targets: Layers that a rule reduces less than the others; use :meth:`redirect`. (written in the plan phase by
+            SkipSelectionPass; read by packing passes)
+        obstacles: Why a layer could not be packed so far; use :meth:`decline`. (written in the plan phase by packing
+            passes; read by Quantizer)
+        wanted: Statistics that passes asked for, by layer; use :meth:`want`. (written in the prepare phase; read by
             CalibrationPass)
-        samples: Sampled input rows by layer name. (written by CalibrationPass; read by ValidationPass)
+        observed: The observers that fulfilled them; use :meth:`observer`. (written by CalibrationPass; read by packing
+            passes and ValidationPass)
         calibration: Facts about the data. (written by CalibrationPass; read by the report)
-        packed: Packed weights by layer name. (written by packing passes; read by ValidationPass and Quantizer)
+        packed: Packed layers by name. (written by packing passes; read by ValidationPass and Quantizer)
         measurements: Damage by layer name. (written by ValidationPass; read by the report)
         validation: Totals and failed checks. (written by ValidationPass; read by the report)
         findings: What a person should know. (written by all passes; read by the report)
     """
 
     model: nn.Module
-    scheme: Scheme
+    scheme: AnyScheme
     layers: tuple[Layer, ...]
     registry: Registry
     plan: dict[str, Decision] = attrs.field(factory=dict, init=False)
-    wanted: list[InputSample] = attrs.field(factory=list, init=False)
-    samples: dict[str, Tensor] = attrs.field(factory=dict, init=False)
+    targets: dict[str, Target] = attrs.field(factory=dict, init=False)
+    obstacles: dict[str, Obstacle] = attrs.field(factory=dict, init=False)
+    wanted: dict[str, list[Request[Any]]] = attrs.field(factory=dict, init=False)
+    observed: dict[tuple[str, Request[Any]], Any] = attrs.field(factory=dict, init=False)
     calibration: CalibrationFacts | None = attrs.field(default=None, init=False)
     packed: dict[str, PackedLayer] = attrs.field(factory=dict, init=False)
     measurements: dict[str, Measurement] = attrs.field(factory=dict, init=False)
     validation: ValidationResult | None = attrs.field(default=None, init=False)
     findings: list[Finding] = attrs.field(factory=list, init=False)
-    _replaced_weights: dict[str, Tensor] = attrs.field(factory=dict, init=False)
+    _replaced_weights: dict[tuple[str, str], Tensor] = attrs.field(factory=dict, init=False)
+    _examined: dict[str, Packable | Obstacle] = attrs.field(factory=dict, init=False)
+    _readable: dict[str, dict[str, Tensor]] = attrs.field(factory=dict, init=False)
     _planning: bool = attrs.field(default=True, init=False)
     _current_layer: str | None = attrs.field(default=None, init=False)
 
@@ -92,6 +94,49 @@ class QuantContext:
         if name in self.plan:
             raise PassError(f"layer {name!r} is decided already ({self.plan[name]}): ask undecided()", layers=[name])
         self.plan[name] = decision
+
+    def redirect(self, layer: str, target: Target) -> None:
+        """Say that a layer is to be reduced less than the others; only in the plan phase.
+
+        Args:
+            layer: Name of a layer without an answer.
+            target: What to reduce it to, and who said so.
+        """
+        self.targets[layer] = target
+
+    def decline(self, layer: str, obstacle: Obstacle) -> None:
+        """Say why a layer cannot be packed; it is unsupported unless a later pass takes it.
+
+        Args:
+            layer: Name of a layer without an answer.
+            obstacle: What is in the way; the first one is told.
+        """
+        self.obstacles.setdefault(layer, obstacle)
+
+    def examine(self, layer: str) -> Packable | Obstacle:
+        """Whether and how a layer can be packed, by the registered adapters.
+
+        Args:
+            layer: Its name.
+        """
+        if layer not in self._examined:
+            adapters = [entry.value for entry in self.registry.adapters]
+            self._examined[layer] = examine(self.module(layer), adapters)
+        return self._examined[layer]
+
+    def packable(self, layer: str) -> Packable:
+        """How a layer is packed.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+
+        Raises:
+            PassError: When it cannot be packed.
+        """
+        found = self.examine(layer)
+        if isinstance(found, Obstacle):
+            raise PassError(f"layer {layer!r} cannot be packed: {found.reason}", layers=[layer])
+        return found
 
     def undecided(self) -> list[Layer]:
         """Layers without an answer so far, in model order."""
@@ -126,62 +171,124 @@ class QuantContext:
         """Tell that a new pass begins; called by the Quantizer."""
         self._current_layer = None
 
-    def weight(self, layer: str) -> Tensor:
+    def weight_names(self, layer: str) -> tuple[str, ...]:
+        """Names of the parameters of a layer that are packed.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+        """
+        return self.plan[layer].weights if layer in self.plan else ()
+
+    def weight(self, layer: str, name: str | None = None) -> Tensor:
         """The float weight that will be packed: the model's, unless a pass replaced it.
 
         Args:
             layer: Name of a layer the plan quantizes.
+            name: Which of its weights; default: the first one (most layers have one).
 
         Returns:
-            ``[out_features, in_features]``; do not write to it.
+            In the parameter's own shape, ``[out_features, in_features]`` for a Linear; do not write to it.
         """
-        replaced = self._replaced_weights.get(layer)
-        return self.original_weight(layer) if replaced is None else replaced
+        name = self._weight_name(layer, name)
+        replaced = self._replaced_weights.get((layer, name))
+        return self.original_weight(layer, name) if replaced is None else replaced
 
-    def original_weight(self, layer: str) -> Tensor:
+    def original_weight(self, layer: str, name: str | None = None) -> Tensor:
         """The model's own float weight, which the damage is measured against.
 
         Args:
-            layer: Name of a layer that has a ``weight``.
-        """
-        weight = self.module(layer).weight
-        if not isinstance(weight, Tensor):
-            raise PassError(f"layer {layer!r} has no weight tensor", layers=[layer])
-        return weight.detach()
+            layer: Name of a layer that has a weight.
+            name: Which of its weights; default: the first one.
 
-    def replace_weight(self, layer: str, weight: Tensor) -> None:
-        """Pack another matrix in place of the model's weight, also for layers that are tied to it.
+        Returns:
+            Without gradient; where a parametrization computes the weight, as it does in eval mode.
+        """
+        name = self._weight_name(layer, name)
+        weight = self._readable_weights(layer).get(name)
+        if weight is None:
+            raise PassError(f"layer {layer!r} has no weight {name!r}", layers=[layer])
+        return weight
+
+    def readable_weights(self, layer: str, names: Iterable[str]) -> list[Tensor]:
+        """Some of what a layer's module reads as its weights, also before the plan is made.
+
+        Args:
+            layer: Its name.
+            names: Names of the weights.
+        """
+        held = self._readable_weights(layer)
+        return [held[name] for name in names]
+
+    def _readable_weights(self, layer: str) -> dict[str, Tensor]:
+        # Kept, because a computed weight would be another tensor each time.
+        if layer not in self._readable:
+            self._readable[layer] = readable_weights(self.module(layer))
+        return self._readable[layer]
+
+    def _weight_name(self, layer: str, name: str | None) -> str:
+        return name or next(iter(self.weight_names(layer)), "weight")
+
+    def replace_weight(self, layer: str, weight: Tensor, name: str | None = None) -> None:
+        """Pack another tensor in place of the model's weight, also for layers that are tied to it.
 
         The model is not touched.
 
         Args:
             layer: Name of a layer that is not packed yet.
             weight: Same shape as :meth:`weight`, any real float dtype, finite.
+            name: Which of its weights; default: the first one.
 
         Raises:
             PassError: When the layer is packed already or the shape differs.
         """
         if layer in self.packed:
             raise PassError(f"layer {layer!r} is packed already: put this pass before the packing one", layers=[layer])
-        expected = tuple(self.original_weight(layer).shape)
+        expected = tuple(self.original_weight(layer, name).shape)
         if tuple(weight.shape) != expected:
             given = tuple(weight.shape)
             raise PassError(f"weight for layer {layer!r} has shape {given}, not {expected}", layers=[layer])
-        self._replaced_weights.update(dict.fromkeys(self._layers_with_weight_of(layer), weight))
+        tied = self.tied_weights(layer, self._weight_name(layer, name))
+        self._replaced_weights.update(dict.fromkeys(tied, weight))
 
-    def _layers_with_weight_of(self, layer: str) -> list[str]:
-        identity = tensor_identity(self.original_weight(layer))
-        ties = next(found.ties for found in self.layers if found.name == layer)
-        quantized = [name for name in ties if self.plan[name].action is Action.QUANTIZE]
-        return [layer, *(name for name in quantized if tensor_identity(self.original_weight(name)) == identity)]
-
-    def want(self, request: InputSample) -> None:
-        """Ask that calibration collects a statistic of every quantized layer's inputs.
+    def tied_weights(self, layer: str, name: str) -> list[tuple[str, str]]:
+        """All packed weights that are one tensor with a given one, itself first.
 
         Args:
+            layer: Name of a layer the plan quantizes.
+            name: Which of its weights.
+
+        Returns:
+            Pairs of layer and parameter name.
+        """
+        identity = tensor_identity(self.original_weight(layer, name))
+        ties = next(found.ties for found in self.layers if found.name == layer)
+        candidates = [(other, one) for other in (layer, *ties) for one in self.weight_names(other)]
+        same = [pair for pair in candidates if tensor_identity(self.original_weight(*pair)) == identity]
+        return [(layer, name), *(pair for pair in same if pair != (layer, name))]
+
+    def want(self, layer: str, request: Request[Any]) -> None:
+        """Ask that calibration collects a statistic of a layer's inputs.
+
+        Args:
+            layer: Name of a layer.
             request: What to collect.
         """
-        self.wanted.append(request)
+        requests = self.wanted.setdefault(layer, [])
+        if request not in requests:
+            requests.append(request)
+
+    def observer(self, layer: str, request: Request[O]) -> O | None:
+        """What calibration collected.
+
+        Args:
+            layer: Name of a layer.
+            request: What was asked for.
+
+        Returns:
+            The observer; None if there was no calibration, or it never called the layer.
+        """
+        found: O | None = self.observed.get((layer, request))
+        return found
 
     def report(self, findings: Sequence[Finding]) -> None:
         """Add findings, each once.

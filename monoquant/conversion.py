@@ -1,4 +1,4 @@
-"""The one place that writes to a model: packed weights go in, all or none."""
+"""The one place that writes to a model: packed weights go in, or out again, all or none."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ import copy
 import itertools
 import types
 import weakref
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from monoquant.errors import InputError, quoted
-from monoquant.modules.linear_like import become_int4
-from monoquant.modules.packed_int4 import PackedInt4
+from monoquant.errors import InputError, quoted, require_flag
+from monoquant.modules.fast_path import keep_off, layers_to_keep_off, let_back
+from monoquant.modules.packed_layer import PackedLayer
+from monoquant.modules.packed_module import PackedModule
+from monoquant.modules.packed_weight import PackedWeight
 from monoquant.restoring import restored_on_error
 from monoquant.source import tensor_identity
 
+M = TypeVar("M", bound=nn.Module)
 
-def copy_without_weights(model: nn.Module, layers: Iterable[str]) -> nn.Module:
+
+def copy_without_weights(model: nn.Module, weights: Mapping[str, Collection[str]]) -> nn.Module:
     """Copy a model, leaving out the weights that will be packed; the float weights are never copied.
 
     Args:
         model: The float model; left alone.
-        layers: Names of the Linears whose copies get no weight.
+        weights: By layer name, the names of the weights that the copy does without.
 
     Returns:
         A copy that shares no tensor with ``model``, ready for :func:`convert_in_place`.
@@ -31,11 +36,8 @@ def copy_without_weights(model: nn.Module, layers: Iterable[str]) -> nn.Module:
     Raises:
         InputError: When the model cannot be copied, or parts of the copy would go on using the original.
     """
-    names = list(layers)
-    weights = {name: model.get_submodule(name).weight for name in names}
-    holders = {
-        id(weight): nn.Parameter(weight.detach().to("meta"), requires_grad=False) for weight in _tensors(weights)
-    }
+    plain, computed = _held_weights(model, weights)
+    holders = {id(tensor): _holder(tensor) for tensor in (*plain.values(), *computed.values())}
     memo: dict[int, object] = {**holders}
     try:
         result = copy.deepcopy(model, memo)
@@ -45,17 +47,35 @@ def copy_without_weights(model: nn.Module, layers: Iterable[str]) -> nn.Module:
         ) from error
     _refuse_shared_functions(model, result)
     _share_again(model, result)
-    watched = {name: weakref.ref(holders[id(weight)]) for name, weight in weights.items()}
-    for name in names:
-        result.get_submodule(name)._parameters["weight"] = None
+    watched = {name: weakref.ref(holders[id(weight)]) for (name, _), weight in plain.items()}
+    for name, key in plain:
+        module = result.get_submodule(name)
+        module._parameters[key] = None
+        vars(module).pop("_flat_weights", None)  # of recurrent modules; conversion does without it
     memo.clear()
     holders.clear()
     _refuse_other_references(watched)
     return result
 
 
-def _tensors(weights: Mapping[str, object]) -> Iterator[Tensor]:
-    yield from (weight for weight in weights.values() if isinstance(weight, Tensor))
+def _held_weights(
+    model: nn.Module, weights: Mapping[str, Collection[str]]
+) -> tuple[dict[tuple[str, str], Tensor], dict[tuple[str, str], Tensor]]:
+    """Weights that modules hold as parameters, and those that hooks left as attributes, by layer and name."""
+    plain: dict[tuple[str, str], Tensor] = {}
+    computed: dict[tuple[str, str], Tensor] = {}
+    for layer, name in ((layer, name) for layer, names in weights.items() for name in names):
+        module = model.get_submodule(layer)
+        parameter, attribute = module._parameters.get(name), vars(module).get(name)
+        if parameter is not None:
+            plain[layer, name] = parameter
+        elif isinstance(attribute, Tensor):
+            computed[layer, name] = attribute
+    return plain, computed
+
+
+def _holder(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
 
 
 def _refuse_shared_functions(model: nn.Module, copied: nn.Module) -> None:
@@ -111,14 +131,57 @@ def _refuse_other_references(watched: Mapping[str, Callable[[], object]]) -> Non
         )
 
 
-def convert_in_place(model: nn.Module, packed: Mapping[str, PackedInt4]) -> None:
-    """Turn some Linears of a model into Int4Linears; on any exception all are Linears again.
+def convert_in_place(model: nn.Module, packed: Mapping[str, PackedLayer]) -> None:
+    """Turn some modules of a model into packed ones; on any exception all are as they were.
 
     Args:
         model: The model to change.
-        packed: Packed weights by layer name.
+        packed: Packed layers by name.
     """
     modules = {name: model.get_submodule(name) for name in packed}
-    with restored_on_error(modules.values()):
+    with restored_on_error(model.modules()):
         for name, module in modules.items():
-            become_int4(module, packed[name])
+            packed[name].put_into(module)
+        for layer in layers_to_keep_off(model):
+            keep_off(layer)
+
+
+def dequantize(model: M, *, inplace: bool = False) -> M:
+    """Turn a quantized model back into a float one of the original classes, exact to the packed values.
+
+    Weights that a parametrization or a weight norm computed before quantization are plain parameters afterwards.
+    Parameters come back as trainable ones; weights that were tied are tied again.
+
+    Args:
+        model: A model that :func:`quantize` or :func:`load` made.
+        inplace: False (default): leave ``model`` alone and return a copy. True: change it.
+
+    Returns:
+        The float model. Layers that computed with integers compute in float, with the same weights.
+
+    Raises:
+        InputError: When the model has no packed layer, or cannot be copied.
+    """
+    require_flag("inplace", inplace)
+    if not isinstance(model, nn.Module) or not any(isinstance(module, PackedModule) for module in model.modules()):
+        raise InputError("the model has no packed layer: give a model that quantize() or load() made")
+    target = model if inplace else _copied(model)
+    parameters: dict[PackedWeight, nn.Parameter] = {}
+
+    def parameter(packed: PackedWeight) -> nn.Parameter:
+        return parameters.setdefault(packed, nn.Parameter(packed.dequantize()))
+
+    with torch.inference_mode(False), restored_on_error(target.modules()):
+        for layer in layers_to_keep_off(target):
+            let_back(layer)
+        for module in list(target.modules()):
+            if isinstance(module, PackedModule):
+                module.become_float(parameter)
+    return target
+
+
+def _copied(model: M) -> M:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InputError(f"the model cannot be copied ({type(error).__name__}: {error}): use inplace=True") from error

@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monoquant.container import read_container, write_container
 from monoquant.errors import FileError
-from monoquant.modules.packed_int4 import PackedInt4
-from monoquant.numerics.affine import dequantize
+from monoquant.modules.packed_weight import PackedWeight
+from monoquant.modules.storage import empty_weight
 from monoquant.numerics.grouping import row_chunks
 from monoquant.numerics.metrics import Energy, energy_of, measure
 from monoquant.numerics.reference import gaussian_reference
+from monoquant.observers import Call
 
 _PROBE_ROWS = 2
 
 
 @attrs.frozen
 class Measurement:
-    """What was lost in one layer.
+    """What was lost in one layer; add those of several weights to pool them.
 
     Args:
         weight: Energies of the float weight and of its error.
-        reference: Energies the same scheme has on Gaussian weights.
-        output: Energies of the layer's output (without bias) on sampled calibration inputs; None if none were seen.
-        rows: Input rows the output was measured on.
+        reference: Energies the same scheme has on Gaussian weights of the same size.
+        output: Energies of the layer's output on sampled calibration inputs (a product's without its bias); None if
+            none were seen.
+        rows: Input rows, or samples of calls, the output was measured on.
     """
 
-    weight: Energy
-    reference: Energy
+    weight: Energy = attrs.field(factory=Energy)
+    reference: Energy = attrs.field(factory=Energy)
     output: Energy | None = None
     rows: int = 0
 
+    def __add__(self, other: Measurement) -> Measurement:
+        outputs = [one.output for one in (self, other) if one.output is not None]
+        output = sum(outputs, Energy()) if outputs else None
+        return Measurement(
+            self.weight + other.weight, self.reference + other.reference, output, max(self.rows, other.rows)
+        )
 
-def measure_layer(original: Tensor, packed: PackedInt4, inputs: Tensor | None = None) -> Measurement:
+
+def measure_weight(original: Tensor, packed: PackedWeight, inputs: Tensor | None = None) -> Measurement:
     """Compare a packed weight with the float one, a few rows at a time.
 
     Args:
-        original: ``[out_features, in_features]``, any real float dtype.
-        packed: The same matrix, packed.
-        inputs: ``[n, in_features]`` sampled inputs, or None.
+        original: The float weight in its own shape, any real float dtype.
+        packed: The same weight, packed.
+        inputs: ``[n, columns]`` sampled inputs of its product, or None.
 
     Returns:
         Energies of weight and output; non-finite values give a nan SQNR.
@@ -52,53 +63,92 @@ def measure_layer(original: Tensor, packed: PackedInt4, inputs: Tensor | None = 
     double = torch.float64 in (original.dtype, None if inputs is None else inputs.dtype)
     working = torch.float64 if double else torch.float32
     seen = None if inputs is None or not len(inputs) else inputs.to(original.device, working)
-    for rows in row_chunks(*original.shape):
-        reference = original[rows].detach().to(working)
-        approximation = dequantized_rows(packed, rows).to(working)
+    matrix = packed.form.to_matrix(original.detach())
+    for rows in row_chunks(packed.rows, packed.columns):
+        reference = matrix[rows].to(working)
+        approximation = packed.dequantized_rows(rows).to(working)
         weight += measure(reference, approximation)
         if seen is not None:
             output += energy_of(seen @ reference.T, seen @ (reference - approximation).T)
-    standard = gaussian_reference(packed.scheme, packed.columns)
+    standard = gaussian_reference(packed.scheme, packed.columns).times(packed.rows)
     return Measurement(weight, standard, output, len(seen)) if seen is not None else Measurement(weight, standard)
 
 
-def dequantized_rows(packed: PackedInt4, rows: slice) -> Tensor:
-    """Some rows of a packed matrix in floating point.
+def measure_product(matrix: Tensor, packed: nn.Module, inputs: Tensor) -> Energy:
+    """Compare the product that a packed module computes with the float one, without bias.
 
     Args:
-        packed: The matrix.
-        rows: Which rows.
+        matrix: ``[out_features, in_features]``, the float weight.
+        packed: A packed module that shares nothing that may not be changed.
+        inputs: ``[n, in_features]`` sampled inputs.
 
     Returns:
-        ``[rows, columns]`` in the matrix's dtype, equal to those rows of ``packed.dequantize()``.
+        Energies of the outputs.
     """
-    codes = packed.read_rows(rows)
-    return dequantize(codes.codes, codes.scale, codes.zero_point, packed.group_size).to(packed.dtype)
+    packed._parameters = {**packed._parameters, "bias": None}
+    rows = inputs.to(matrix)
+    return measure(rows @ matrix.T, packed(rows))
 
 
-def is_finite(packed: PackedInt4) -> bool:
-    """Whether every dequantized value is finite in the matrix's dtype.
+def measure_calls(module: nn.Module, packed: nn.Module, calls: Iterable[Call]) -> tuple[Energy, int]:
+    """Compare what a packed module answers to calls with what the float one answers.
 
     Args:
-        packed: The matrix.
+        module: The float module, in eval mode.
+        packed: The same module with packed weights.
+        calls: Calls that calibration saw.
+
+    Returns:
+        Energies of the first floating-point tensor of each answer, and the number of samples (the calls' leading
+        dimensions).
+    """
+    energy, samples = Energy(), 0
+    with torch.no_grad():
+        for call in calls:
+            reference = next(_floats(module.forward(*call.args, **call.kwargs)), None)
+            answer = next(_floats(packed.forward(*call.args, **call.kwargs)), None)
+            if reference is not None and answer is not None:
+                energy += measure(reference, answer)
+                samples += len(reference) if reference.dim() else 1
+    return energy, samples
+
+
+def _floats(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value.to_padded_tensor(0.0) if value.is_nested else value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _floats(item)
+    elif isinstance(value, dict):
+        yield from _floats(list(value.values()))
+    elif isinstance(value, nn.utils.rnn.PackedSequence):
+        yield value.data
+
+
+def is_finite(packed: PackedWeight) -> bool:
+    """Whether every dequantized value is finite in the weight's dtype.
+
+    Args:
+        packed: The weight.
     """
     chunks = row_chunks(packed.rows, packed.columns)
-    return all(bool(torch.isfinite(dequantized_rows(packed, rows)).all()) for rows in chunks)
+    return all(bool(torch.isfinite(packed.dequantized_rows(rows)).all()) for rows in chunks)
 
 
-def survives_saving(packed: PackedInt4) -> bool:
-    """Save a packed matrix to a real file, load it into a fresh one, and compare outputs bit for bit.
+def survives_saving(packed: PackedWeight) -> bool:
+    """Save a packed weight to a real file, load it into a fresh one, and compare outputs bit for bit.
 
     Args:
-        packed: The matrix.
+        packed: The weight.
 
     Returns:
         Whether it loads and gives bit-equal outputs.
 
     Raises:
-        FileError: When no temporary file can be written, which says nothing about the matrix.
+        FileError: When no temporary file can be written, which says nothing about the weight.
     """
-    fresh = PackedInt4(packed.rows, packed.columns, packed.scheme, dtype=packed.dtype, device="meta")
+    fresh = empty_weight(packed.form, packed.scheme, packed.dtype)
     with _temporary_folder() as folder:
         path = Path(folder, "layer.safetensors")
         write_container(path, packed.state_dict(), {})
@@ -118,9 +168,9 @@ def _temporary_folder() -> TemporaryDirectory[str]:
         raise FileError(f"no temporary folder to check saving in ({error}): set TMPDIR to one") from error
 
 
-def _outputs(packed: PackedInt4, probe: Tensor) -> Tensor:
+def _outputs(packed: PackedWeight, probe: Tensor) -> Tensor:
     # Filled in place: small results kept between large temporaries would fragment the heap by tens of MiB.
     outputs = probe.new_empty(len(probe), packed.rows)
     for rows in row_chunks(packed.rows, packed.columns):
-        outputs[:, rows] = probe @ dequantized_rows(packed, rows).cpu().float().T
+        outputs[:, rows] = probe @ packed.dequantized_rows(rows).cpu().float().T
     return outputs

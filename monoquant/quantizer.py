@@ -8,16 +8,18 @@ import attrs
 import torch
 from torch import nn
 
+from monoquant.adapters.base import Obstacle
 from monoquant.context import QuantContext
 from monoquant.conversion import convert_in_place, copy_without_weights
 from monoquant.errors import ConfigError, InputError, require_flag
-from monoquant.passes.base import PackPass, Pass
+from monoquant.passes.base import Pass
+from monoquant.passes.pack import PackPass
 from monoquant.registry import Registry
 from monoquant.report import QuantizationInfo, QuantReport
 from monoquant.report.wording import texts
 from monoquant.source import inventory
 from monoquant.summary import build_report
-from monoquant.values import Action, Decision, Scheme, Severity
+from monoquant.values import Action, AnyScheme, Decision, Severity
 
 
 @attrs.frozen(eq=False)
@@ -51,7 +53,7 @@ def _passes(given: Any) -> tuple[Pass, ...]:
 def _check_order(_instance: Any, _attribute: Any, passes: tuple[Pass, ...]) -> None:
     problems = [problem for position in range(len(passes)) for problem in _order_problems(passes, position)]
     if not any(isinstance(pass_, PackPass) for pass_ in passes):
-        problems.append("no pass packs anything: add Int4PackPass()")
+        problems.append("no pass packs anything: add Int4PackPass() or Int8PackPass()")
     if problems:
         raise ConfigError("the passes do not fit together: " + "; ".join(problems))
 
@@ -101,8 +103,8 @@ class Quantizer:
     registry: Registry = attrs.field(factory=Registry, validator=_check_registry)
 
     @property
-    def scheme(self) -> Scheme:
-        """The scheme of the packing pass."""
+    def scheme(self) -> AnyScheme:
+        """The scheme of the first packing pass."""
         return next(pass_.scheme for pass_ in self.passes if isinstance(pass_, PackPass))
 
     def plan(self, model: nn.Module) -> tuple[Decision, ...]:
@@ -146,17 +148,15 @@ class Quantizer:
         for index in range(len(self.passes)):
             for phase in ("requires", "run", "ensures"):
                 self._call(phase, index, context)
-        packed = {name: layer.weight for name, layer in context.packed.items()}
         report = build_report(context)
-        convert_in_place(target, packed)
+        convert_in_place(target, context.packed)
         return QuantResult(target, _info(report), report)
 
     def _planned(self, model: nn.Module) -> QuantContext:
         context = QuantContext(model, self.scheme, inventory(model), self.registry)
         self._each("plan", context)
         for layer in context.undecided():
-            reason, remedy = "no pass of this pipeline takes it", "add a pass that does"
-            context.decide(Decision(layer.name, Action.UNSUPPORTED, reason, remedy=remedy))
+            context.decide(_left_alone(layer.name, context))
         context.close_plan()
         return context
 
@@ -179,8 +179,20 @@ class Quantizer:
         return f"in {_name(self.passes[index])}.{phase}{layer} ({position})"
 
 
-def _quantized(context: QuantContext) -> list[str]:
-    return [decision.layer for decision in context.decisions() if decision.action is Action.QUANTIZE]
+def _left_alone(layer: str, context: QuantContext) -> Decision:
+    """What becomes of a layer that no pass has decided on."""
+    target = context.targets.get(layer)
+    nobody = Obstacle(f"no pass of this pipeline packs {target.to if target else 'it'}", "add a pass that does")
+    obstacle = context.obstacles.get(layer, nobody)
+    if target is None:
+        return Decision(layer, Action.UNSUPPORTED, obstacle.reason, remedy=obstacle.remedy)
+    reason = f"{target.reason}; not to {target.to}, because {obstacle.reason}"
+    return Decision(layer, Action.SKIP, reason, target.rule, target.origin)
+
+
+def _quantized(context: QuantContext) -> dict[str, tuple[str, ...]]:
+    decisions = context.decisions()
+    return {decision.layer: decision.weights for decision in decisions if decision.action is Action.QUANTIZE}
 
 
 def _require_work(context: QuantContext) -> None:
@@ -190,7 +202,7 @@ def _require_work(context: QuantContext) -> None:
     reasons = "\n".join(f"- {decision}" for decision in decisions) or "- it has no parameters at all"
     reasons += "".join(f"\n- {text}" for text in texts(context.findings))
     raise InputError(
-        f"no layer of the model can be quantized:\n{reasons}\ngive a model with nn.Linear layers, or skip fewer",
+        f"no layer of the model can be quantized:\n{reasons}\ngive a model with weight matrices, or skip fewer",
         layers=[decision.layer for decision in decisions],
     )
 

@@ -1,4 +1,4 @@
-"""What the passes find available: skip rules and warning checks, each with its origin."""
+"""What the passes find available: skip rules, warning checks and module adapters, each with its origin."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Generic, TypeVar
 
 import attrs
 
+from monoquant.adapters.base import ModuleAdapter
+from monoquant.adapters.choice import BUILT_IN_ADAPTERS
 from monoquant.checks import BUILT_IN_CHECKS, WarningCheck
 from monoquant.errors import ConfigError
 from monoquant.rules import SkipRule
-from monoquant.values import BUILT_IN, Origin
+from monoquant.values import BUILT_IN, CALLER, Origin
 
 T = TypeVar("T")
 
@@ -20,7 +22,7 @@ class Registered(Generic[T]):
     """A value and who contributed it.
 
     Args:
-        value: A rule or a check.
+        value: A rule, a check or an adapter.
         origin: Built-in, the caller, or a plugin.
     """
 
@@ -39,13 +41,21 @@ def _in_one_order(entries: Iterable[Registered[T]]) -> tuple[Registered[T], ...]
     return tuple(sorted(entries, key=lambda entry: (entry.origin != BUILT_IN, entry.origin.name, repr(entry.value))))
 
 
+def _with_built_in_last(entries: Iterable[Registered[ModuleAdapter]]) -> tuple[Registered[ModuleAdapter], ...]:
+    # The first adapter that claims a module has it, and the last built-in one claims everything.
+    added = [entry for entry in _in_one_order(entries) if entry.origin != BUILT_IN]
+    added.sort(key=lambda entry: entry.origin != CALLER)
+    return (*added, *(Registered(adapter, BUILT_IN) for adapter in BUILT_IN_ADAPTERS))
+
+
 @attrs.frozen
 class Registry:
-    """Rules and checks for one run.
+    """Rules, checks and adapters for one run.
 
     Args:
         skip_rules: Rules that plugins add to every SkipSelectionPass; default none.
         warning_checks: Checks of every AccuracyWarningPass; default: the built-in ones.
+        adapters: Adapters for further kinds of modules, asked before the built-in ones; default none.
         plugins: Active plugins, for the report; default none.
     """
 
@@ -53,4 +63,36 @@ class Registry:
     warning_checks: tuple[Registered[WarningCheck], ...] = attrs.field(
         default=tuple(Registered(check, BUILT_IN) for check in BUILT_IN_CHECKS), converter=_in_one_order
     )
+    adapters: tuple[Registered[ModuleAdapter], ...] = attrs.field(default=(), converter=_with_built_in_last)
     plugins: tuple[Origin, ...] = ()
+
+
+def own_adapters(given: Iterable[ModuleAdapter]) -> list[Registered[ModuleAdapter]]:
+    """Adapters that the caller passed, with their origin.
+
+    Args:
+        given: Instances of subclasses of ModuleAdapter.
+
+    Raises:
+        ConfigError: For anything else.
+    """
+    adapters = list(given) if isinstance(given, Iterable) else [given]
+    wrong = [adapter for adapter in adapters if not isinstance(adapter, ModuleAdapter)]
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]!r} is no adapter: give instances, such as ParameterAdapter(MyExperts, {{'up': -1}})"
+        )
+    return [Registered(adapter, CALLER) for adapter in adapters]
+
+
+def known_adapters(
+    given: Iterable[ModuleAdapter], registered: Iterable[Registered[ModuleAdapter]]
+) -> list[ModuleAdapter]:
+    """All adapters in the order in which they are asked: the caller's, those of plugins, the built-in ones.
+
+    Args:
+        given: The caller's.
+        registered: Those of plugins.
+    """
+    registry = Registry(adapters=(*own_adapters(given), *registered))
+    return [entry.value for entry in registry.adapters]

@@ -13,7 +13,7 @@ from torch import nn
 
 from monoquant.errors import ConfigError, PluginError
 from monoquant.name_patterns import NamePattern, nearest_names
-from monoquant.values import Layer, Origin
+from monoquant.values import TARGETS, Layer, Origin, check_target
 
 INT4_SKIP_TYPES: Final = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 INT4_SKIP_NAMES: Final = ("lm_head",)
@@ -30,7 +30,14 @@ DEFAULT_INT4_SKIP: Final[Mapping[str, Any]] = types.MappingProxyType(
 
 
 class SkipRule(abc.ABC):
-    """Base of all skip rules; combine them with ``|`` (any), ``&`` (all) and ``~`` (not)."""
+    """Base of all skip rules; combine them with ``|`` (any), ``&`` (all) and ``~`` (not).
+
+    Attributes:
+        skip_to: What to reduce the layers of this rule to instead of leaving them in float: ``"int8"``, ``"float16"``,
+            ``"bfloat16"``; None (default) leaves them. The pipeline needs the pass that does it.
+    """
+
+    skip_to: str | None = None
 
     @abc.abstractmethod
     def reason(self, layer: Layer) -> str | None:
@@ -42,6 +49,17 @@ class SkipRule(abc.ABC):
         Returns:
             The reason, for a person; None to leave the layer to others.
         """
+
+    def target(self, layer: Layer) -> str | None:
+        """What a layer that this rule has a reason for is reduced to.
+
+        Args:
+            layer: A layer for which :meth:`reason` is not None.
+
+        Returns:
+            As ``skip_to``. Of several rules that are combined, the one that keeps most of the layer decides.
+        """
+        return self.skip_to
 
     def unmatched(self, layers: Sequence[Layer]) -> list[str]:
         """Tell which parts of the rule matched no layer at all.
@@ -73,15 +91,17 @@ class TypeRule(SkipRule):
 
     Args:
         types: One or more subclasses of nn.Module.
+        skip_to: As in SkipRule; default None.
     """
 
     types: tuple[type, ...]
+    skip_to: str | None = attrs.field(default=None, validator=check_target)
 
-    def __init__(self, *types: type) -> None:
+    def __init__(self, *types: type, skip_to: str | None = None) -> None:
         wrong = [kind for kind in types if not (isinstance(kind, type) and issubclass(kind, nn.Module))]
         if wrong or not types:
             raise ConfigError(f"TypeRule{types!r}: give one or more module classes, such as TypeRule(nn.Embedding)")
-        self.__attrs_init__(tuple(dict.fromkeys(types)))
+        self.__attrs_init__(tuple(dict.fromkeys(types)), skip_to)
 
     def reason(self, layer: Layer) -> str | None:
         for kind in self.types:
@@ -94,7 +114,7 @@ class TypeRule(SkipRule):
         return [kind.__name__ for kind in self.types if not any(_reason_for_type(kind, layer) for layer in layers)]
 
     def __repr__(self) -> str:
-        return f"TypeRule({', '.join(kind.__name__ for kind in self.types)})"
+        return f"TypeRule({', '.join(kind.__name__ for kind in self.types)}{_shown(self.skip_to)})"
 
 
 def _reason_for_type(kind: type, layer: Layer) -> str | None:
@@ -113,14 +133,16 @@ class NameRule(SkipRule):
 
     Args:
         entries: One or more entries as :class:`~monoquant.name_patterns.NamePattern` explains them.
+        skip_to: As in SkipRule; default None.
     """
 
     patterns: tuple[NamePattern, ...]
+    skip_to: str | None = attrs.field(default=None, validator=check_target)
 
-    def __init__(self, *entries: str) -> None:
+    def __init__(self, *entries: str, skip_to: str | None = None) -> None:
         if not entries:
             raise ConfigError("NameRule(): give one or more names, such as NameRule('lm_head', '*.gate')")
-        self.__attrs_init__(tuple(NamePattern(entry) for entry in dict.fromkeys(entries)))
+        self.__attrs_init__(tuple(NamePattern(entry) for entry in dict.fromkeys(entries)), skip_to)
 
     def reason(self, layer: Layer) -> str | None:
         for pattern in self.patterns:
@@ -134,12 +156,26 @@ class NameRule(SkipRule):
         return [_with_nearest(entry, names) for entry in dead]
 
     def __repr__(self) -> str:
-        return f"NameRule({', '.join(repr(pattern.entry) for pattern in self.patterns)})"
+        return f"NameRule({', '.join(repr(pattern.entry) for pattern in self.patterns)}{_shown(self.skip_to)})"
 
 
 def _with_nearest(entry: str, names: Iterable[str]) -> str:
     nearest = ", ".join(map(repr, nearest_names(entry, names)))
     return f"{entry!r} (nearest: {nearest})" if nearest else repr(entry)
+
+
+def _shown(skip_to: str | None) -> str:
+    return f", skip_to={skip_to!r}" if skip_to else ""
+
+
+def most_careful(targets: Iterable[str | None]) -> str | None:
+    """Of several targets, the one that keeps most of a layer: float before 16 bits before 8.
+
+    Args:
+        targets: At least one.
+    """
+    # bfloat16 reaches further than float16, which is what a rule that asks for it cares about.
+    return min(targets, key=(None, "bfloat16", "float16", "int8").index)
 
 
 def _check_threshold(_instance: Any, _attribute: Any, value: Any) -> None:
@@ -153,9 +189,11 @@ class ThresholdRule(SkipRule):
 
     Args:
         parameters: Layers with strictly fewer parameters of their own than this are skipped; >= 0.
+        skip_to: As in SkipRule; default None.
     """
 
     parameters: int = attrs.field(validator=_check_threshold)
+    skip_to: str | None = attrs.field(default=None, validator=check_target)
 
     def reason(self, layer: Layer) -> str | None:
         if layer.parameters >= self.parameters:
@@ -163,7 +201,7 @@ class ThresholdRule(SkipRule):
         return f"{layer.parameters} parameters, fewer than {self.parameters}"
 
     def __repr__(self) -> str:
-        return f"ThresholdRule({self.parameters})"
+        return f"ThresholdRule({self.parameters}{_shown(self.skip_to)})"
 
 
 def _canonical(rules: Iterable[Any]) -> tuple[SkipRule, ...]:
@@ -215,6 +253,9 @@ class AnyRule(SkipRule):
     def reason(self, layer: Layer) -> str | None:
         return "; ".join(_reasons(self.rules, layer)) or None
 
+    def target(self, layer: Layer) -> str | None:
+        return most_careful(rule.target(layer) for rule in self.rules if rule.reason(layer) is not None)
+
     def unmatched(self, layers: Sequence[Layer]) -> list[str]:
         return [dead for rule in self.rules for dead in rule.unmatched(layers)]
 
@@ -237,6 +278,9 @@ class AllRule(SkipRule):
             return None
         return " and ".join(_reasons(self.rules, layer)) or None
 
+    def target(self, layer: Layer) -> str | None:
+        return most_careful(rule.target(layer) for rule in self.rules)
+
     def unmatched(self, layers: Sequence[Layer]) -> list[str]:
         return [dead for rule in self.rules for dead in rule.unmatched(layers)] or super().unmatched(layers)
 
@@ -249,10 +293,12 @@ class NotRule(SkipRule):
     """Skip what the rule does not skip; written ``~rule``. ``~NameRule("encoder")`` quantizes the encoder only.
 
     Args:
-        rule: The rule to turn around.
+        rule: The rule to turn around; its own ``skip_to`` plays no part.
+        skip_to: As in SkipRule; default None.
     """
 
     rule: SkipRule = attrs.field(converter=_one_rule)
+    skip_to: str | None = attrs.field(default=None, validator=check_target)
 
     def reason(self, layer: Layer) -> str | None:
         return f"not selected by {self.rule!r}" if self.rule.reason(layer) is None else None
@@ -261,7 +307,7 @@ class NotRule(SkipRule):
         return self.rule.unmatched(layers)
 
     def __repr__(self) -> str:
-        return f"~{self.rule!r}"
+        return f"NotRule({self.rule!r}{_shown(self.skip_to)})" if self.skip_to else f"~{self.rule!r}"
 
 
 def ask(rule: SkipRule, layer: Layer, origin: Origin) -> str | None:
@@ -289,5 +335,29 @@ def ask(rule: SkipRule, layer: Layer, origin: Origin) -> str | None:
     raise PluginError(
         f"the skip rule {rule!r} of {origin} answered {answer!r} for layer {layer.name!r}: "
         "return a reason (a non-empty str) to skip the layer, or None",
+        layers=[layer.name],
+    )
+
+
+def ask_target(rule: SkipRule, layer: Layer, origin: Origin) -> str | None:
+    """Ask a rule what a layer is to be reduced to, and hold it to its contract.
+
+    Args:
+        rule: The rule.
+        layer: A layer for which it has a reason.
+        origin: Whose rule it is, for the error.
+
+    Returns:
+        One of the known targets, or None to stay in float.
+
+    Raises:
+        PluginError: For anything else.
+    """
+    target = rule.target(layer)
+    if target is None or target in TARGETS:
+        return target
+    raise PluginError(
+        f"the skip rule {rule!r} of {origin} wants layer {layer.name!r} reduced to {target!r}: "
+        f"give skip_to as one of {', '.join(map(repr, TARGETS))}, or None",
         layers=[layer.name],
     )

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from monoquant.errors import InputError, quoted
-from monoquant.modules.packed_int4 import PackedInt4
+from monoquant.modules.packed_weight import PackedWeight
+from monoquant.modules.reparametrized import is_part_of_parametrization
+from monoquant.modules.tensor_holder import TensorHolder
 from monoquant.values import Ancestor, Layer
 
 _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
@@ -21,7 +24,8 @@ def inventory(model: nn.Module) -> tuple[Layer, ...]:
         model: Any eager module, on any device; meta tensors are fine.
 
     Returns:
-        One layer per module in the order of ``named_modules``, modules used under several names once.
+        One layer per module in the order of ``named_modules``, modules used under several names once. What a
+        parametrization keeps belongs to the module whose weight it computes.
 
     Raises:
         InputError: For something that is not an eager module, for lazy layers that have no shape yet, and for
@@ -30,9 +34,10 @@ def inventory(model: nn.Module) -> tuple[Layer, ...]:
     _refuse_non_modules(model)
     names = names_of_modules(model)
     _refuse_unready(names)
-    owners = {module: found for module, found in names.items() if _owns_parameters(module)}
+    visible = {module: found for module, found in names.items() if not is_part_of_parametrization(found[0])}
+    owners = {module: found for module, found in visible.items() if own_parameters(module)}
     ties = _ties({module: found[0] for module, found in owners.items()})
-    types = {name: type(module) for module, found in names.items() for name in found}
+    types = {name: kind_of(module) for module, found in names.items() for name in found}
     wrapping = _wrapping(model)
     return tuple(_layer(module, found, ties[module], types, wrapping) for module, found in owners.items())
 
@@ -120,7 +125,7 @@ def _refuse_non_modules(model: object) -> None:
         raise InputError("the model is a TorchScript module, whose layers cannot be replaced: give the eager nn.Module")
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
-        raise InputError(f"the model is a {kind}: give an nn.Module (state dicts and files are not taken yet)")
+        raise InputError(f"the model is a {kind}: give an nn.Module, a state dict, or the path of a file of weights")
 
 
 def _refuse_unready(names: dict[nn.Module, list[str]]) -> None:
@@ -144,7 +149,7 @@ def _is_lazy(module: nn.Module) -> bool:
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    return any(isinstance(child, PackedInt4) for child in module.children()) or type(module).__module__.startswith(
+    return any(isinstance(child, PackedWeight) for child in module.children()) or type(module).__module__.startswith(
         "torch.ao.nn.quantized"
     )
 
@@ -154,31 +159,71 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers(recurse=False)
 
 
-def _owns_parameters(module: nn.Module) -> bool:
-    return any(parameter is not None for parameter in module._parameters.values())
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a module itself, those that its parametrizations keep among them.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Parameters by their name within the module.
+    """
+    own = {name: value for name, value in module._parameters.items() if value is not None}
+    if not parametrize.is_parametrized(module):
+        return own
+    parts = module.get_submodule("parametrizations").named_parameters()
+    return own | {f"parametrizations.{name}": value for name, value in parts}
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module itself, those that its parametrizations keep among them.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Tensors by their name within the module.
+    """
+    buffers: dict[str, Tensor] = dict(module.named_buffers(recurse=False))
+    if parametrize.is_parametrized(module):
+        parts = module.get_submodule("parametrizations").named_buffers()
+        buffers |= {f"parametrizations.{name}": value for name, value in parts}
+    return {**own_parameters(module), **buffers}
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, as rules and reports see it.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Its class; for the tensors of a state dict, the class that their names and shapes suggest.
+    """
+    return module.stands_for if isinstance(module, TensorHolder) else type(module)
 
 
 def _ties(owners: dict[nn.Module, str]) -> dict[nn.Module, tuple[str, ...]]:
     holders: dict[object, list[str]] = {}
     for module, name in owners.items():
-        for parameter in module.parameters(recurse=False):
+        for parameter in own_parameters(module).values():
             holders.setdefault(tensor_identity(parameter), []).append(name)
     tied = {}
     for module, name in owners.items():
-        keys = [tensor_identity(parameter) for parameter in module.parameters(recurse=False)]
+        keys = [tensor_identity(parameter) for parameter in own_parameters(module).values()]
         tied[module] = tuple(dict.fromkeys(other for key in keys for other in holders[key] if other != name))
     return tied
 
 
 def _layer(module: nn.Module, names: list[str], ties: tuple[str, ...], types: dict[str, type], wrapping: str) -> Layer:
-    parameters = dict(module.named_parameters(recurse=False))
+    parameters = own_parameters(module)
     weight = parameters.get("weight")
     if weight is None:
         weight = max(parameters.values(), key=Tensor.numel)
     aliases = names[1:] + ([name.removeprefix(wrapping) for name in names] if wrapping else [])
     return Layer(
         name=names[0],
-        type=type(module),
+        type=kind_of(module),
         shape=tuple(weight.shape),
         parameters=sum(parameter.numel() for parameter in parameters.values()),
         dtype=weight.dtype,

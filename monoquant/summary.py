@@ -12,10 +12,12 @@ from torch import Tensor
 
 from monoquant.context import QuantContext
 from monoquant.measurement import Measurement
+from monoquant.modules.packed_layer import PackedLayer
+from monoquant.modules.reparametrized import replaced_tensors
 from monoquant.numerics.memory import stored_bytes
 from monoquant.numerics.metrics import Energy
 from monoquant.report import LayerReport, QuantReport
-from monoquant.source import model_tensors
+from monoquant.source import joined, model_tensors, own_tensors
 from monoquant.values import Decision, Layer
 
 
@@ -50,16 +52,24 @@ def model_bytes(context: QuantContext) -> tuple[int, int]:
     Args:
         context: The run, after packing.
     """
-    packed = [buffer for layer in context.packed.values() for buffer in layer.weight.buffers()]
+    packed = [buffer for layer in context.packed.values() for buffer in _packed_buffers(layer)]
     return stored_bytes(model_tensors(context.model)), stored_bytes([*_tensors_that_stay(context), *packed])
 
 
+def _packed_buffers(layer: PackedLayer) -> Iterator[Tensor]:
+    for part in (*layer.weights.values(), *layer.extras.values()):
+        yield from part.buffers()
+
+
 def _tensors_that_stay(context: QuantContext) -> Iterator[Tensor]:
-    packed = {context.module(name) for name in context.packed}
-    for module in context.model.modules():
-        yield from module.buffers(recurse=False)
-        own = module.named_parameters(recurse=False)
-        yield from (parameter for name, parameter in own if not (module in packed and name == "weight"))
+    gone = {joined(name, key) for name in context.packed for key in _replaced(name, context)}
+    for name, tensor in (*context.model.named_parameters(), *context.model.named_buffers()):
+        if name not in gone:
+            yield tensor
+
+
+def _replaced(layer: str, context: QuantContext) -> set[str]:
+    return replaced_tensors(context.module(layer), context.packed[layer].weights)
 
 
 def headline_sqnr(measurements: Iterable[Measurement]) -> float | None:
@@ -85,12 +95,14 @@ def headline_sqnr(measurements: Iterable[Measurement]) -> float | None:
 
 def _layer_report(layer: Layer, context: QuantContext) -> LayerReport:
     decision: Decision = context.plan[layer.name]
-    module = context.module(layer.name)
-    before = _own_bytes([*module.parameters(recurse=False), *module.buffers(recurse=False)])
+    tensors = own_tensors(context.module(layer.name))
+    before = after = _own_bytes(tensors.values())
     packed = context.packed.get(layer.name)
-    after = before
     if packed is not None:
-        after += _own_bytes(packed.weight.buffers()) - _own_bytes([context.original_weight(layer.name)])
+        gone = _replaced(layer.name, context)
+        after = _own_bytes(_packed_buffers(packed)) + _own_bytes(
+            tensor for name, tensor in tensors.items() if name not in gone
+        )
     measurement = context.measurements.get(layer.name)
     output = measurement.output if measurement else None
     return LayerReport(
@@ -107,6 +119,8 @@ def _layer_report(layer: Layer, context: QuantContext) -> LayerReport:
         origin=decision.origin,
         remedy=decision.remedy,
         scheme=decision.scheme,
+        weights=decision.weights,
+        compute=decision.compute,
         weight_sqnr_db=measurement.weight.sqnr_db if measurement else None,
         reference_sqnr_db=measurement.reference.sqnr_db if measurement else None,
         output_sqnr_db=output.sqnr_db if output else None,

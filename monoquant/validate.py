@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping
 
-from torch import nn
+import attrs
+from torch import Tensor, nn
 
+from monoquant.adapters.choice import readable_weights
 from monoquant.checks import AccuracyGate, SqnrCheck
 from monoquant.errors import AccuracyWarning, InputError, ValidationError, quoted
-from monoquant.measurement import Measurement, is_finite, measure_layer, survives_saving
-from monoquant.modules.int4_linear import Int4Linear
+from monoquant.measurement import Measurement, is_finite, measure_weight, survives_saving
+from monoquant.modules.packed_module import PackedModule
 from monoquant.numerics.memory import stored_bytes
 from monoquant.registry import Registered
 from monoquant.report import LayerReport, QuantizationInfo, ValidationResult
-from monoquant.report.info import MEBIBYTE
+from monoquant.report.info import MEBIBYTE, dtype_of
 from monoquant.report.wording import texts
-from monoquant.source import model_tensors
+from monoquant.source import model_tensors, own_parameters, own_tensors
 from monoquant.summary import headline_sqnr
-from monoquant.values import BUILT_IN, INT4, Action, Severity
+from monoquant.values import BUILT_IN, Action, AnyScheme, Severity
 from monoquant.verdict import require_policy, run_checks
+
+
+@attrs.frozen(eq=False)
+class _Pair:
+    """A float layer and what became of it."""
+
+    module: nn.Module
+    weights: Mapping[str, Tensor]
+    packed: PackedModule
+
+    @property
+    def scheme(self) -> AnyScheme:
+        return next(iter(self.packed.packed_weights().values())).scheme
+
+    def measure(self) -> Measurement:
+        packed = self.packed.packed_weights()
+        return sum((measure_weight(self.weights[name], packed[name]) for name in packed), Measurement())
 
 
 def validate_quantization(original: nn.Module, quantized: nn.Module, on_failure: str = "error") -> ValidationResult:
@@ -39,9 +59,10 @@ def validate_quantization(original: nn.Module, quantized: nn.Module, on_failure:
     """
     require_policy("on_failure", on_failure)
     pairs = _pairs(original, quantized)
-    measured = {name: measure_layer(linear.weight, packed.packed_weight) for name, (linear, packed) in pairs.items()}
-    unsaved = [name for name, (_, packed) in pairs.items() if not survives_saving(packed.packed_weight)]
-    infinite = [name for name, (_, packed) in pairs.items() if not is_finite(packed.packed_weight)]
+    measured = {name: pair.measure() for name, pair in pairs.items()}
+    packed = {name: pair.packed.packed_weights().values() for name, pair in pairs.items()}
+    unsaved = [name for name, weights in packed.items() if not all(map(survives_saving, weights))]
+    infinite = [name for name, weights in packed.items() if not all(map(is_finite, weights))]
     findings = run_checks([Registered(SqnrCheck(), BUILT_IN)], _info(pairs, measured), AccuracyGate())
     broken = [finding for finding in findings if finding.severity is Severity.CRITICAL]
     errors = [f"layer {name!r} does not survive saving and loading" for name in unsaved]
@@ -72,52 +93,67 @@ def _react(result: ValidationResult, failing: tuple[str, ...], on_failure: str) 
     warnings.warn(message, AccuracyWarning, stacklevel=3)
 
 
-def _pairs(original: nn.Module, quantized: nn.Module) -> dict[str, tuple[nn.Linear, Int4Linear]]:
+def _pairs(original: nn.Module, quantized: nn.Module) -> dict[str, _Pair]:
     for what, given in (("original", original), ("quantized", quantized)):
         if not isinstance(given, nn.Module):
             raise InputError(f"{what} is a {type(given).__name__}: give the module itself, such as result.model")
-    packed = {name: module for name, module in quantized.named_modules() if isinstance(module, Int4Linear)}
+    packed = {name: module for name, module in quantized.named_modules() if isinstance(module, PackedModule)}
     if not packed:
         raise InputError("the quantized model has no packed layer: give the model that quantize() returned")
-    floats = dict(original.named_modules())
+    floats = dict(original.named_modules(remove_duplicate=False))
     pairs, strangers = {}, []
     for name, module in packed.items():
-        linear = floats.get(name)
-        if (
-            isinstance(linear, nn.Linear)
-            and not isinstance(linear, Int4Linear)
-            and linear.weight.shape == (module.out_features, module.in_features)
-        ):
-            pairs[name] = (linear, module)
-        else:
+        weights = _float_weights(floats.get(name), module)
+        if weights is None:
             strangers.append(name)
-    meta = [name for name, (linear, _) in pairs.items() if linear.weight.is_meta]
+        else:
+            pairs[name] = _Pair(floats[name], weights, module)
+    meta = [name for name, pair in pairs.items() if any(weight.is_meta for weight in pair.weights.values())]
     if meta:
         raise InputError(f"original weights on the meta device: {quoted(meta)}; load real weights first", layers=meta)
     if strangers:
-        message = f"packed layers without a float Linear of that name and shape: {quoted(strangers)}"
+        message = f"packed layers without a float layer of that name and shape: {quoted(strangers)}"
         raise InputError(message, layers=strangers)
     return pairs
 
 
-def _info(pairs: dict[str, tuple[nn.Linear, Int4Linear]], measured: dict[str, Measurement]) -> QuantizationInfo:
-    scheme = next(iter(pairs.values()))[1].packed_weight.scheme
-    records = tuple(_record(name, *pairs[name], measured[name]) for name in pairs)
-    return QuantizationInfo(list(pairs), [], 0, INT4, scheme.symmetric, layers=records)
+def _float_weights(module: nn.Module | None, packed: PackedModule) -> dict[str, Tensor] | None:
+    """The float weights that correspond to packed ones; None if some do not."""
+    if module is None or isinstance(module, PackedModule):
+        return None
+    found = readable_weights(module)
+    shapes = {name: weight.form.shape for name, weight in packed.packed_weights().items()}
+    if any(name not in found or tuple(found[name].shape) != shape for name, shape in shapes.items()):
+        return None
+    return {name: found[name] for name in shapes}
 
 
-def _record(name: str, linear: nn.Linear, packed: Int4Linear, measurement: Measurement) -> LayerReport:
+def _info(pairs: dict[str, _Pair], measured: dict[str, Measurement]) -> QuantizationInfo:
+    records = tuple(_record(name, pair, measured[name]) for name, pair in pairs.items())
+    scheme = next(iter(pairs.values())).scheme
+    return QuantizationInfo(list(pairs), [], 0, dtype_of(scheme), scheme.symmetric, layers=records)
+
+
+def _record(name: str, pair: _Pair, measurement: Measurement) -> LayerReport:
+    weights = pair.packed.packed_weights()
     return LayerReport(
         layer=name,
-        kind=type(linear).__name__,
-        shape=tuple(linear.weight.shape),
-        parameters=sum(parameter.numel() for parameter in linear.parameters()),
+        kind=type(pair.module).__name__,
+        shape=next(iter(weights.values())).form.shape,
+        parameters=sum(parameter.numel() for parameter in own_parameters(pair.module).values()),
         action=Action.QUANTIZE,
         reason="packed",
-        bytes_before=stored_bytes(model_tensors(linear)),
-        bytes_after=stored_bytes(model_tensors(packed)),
-        dtype=packed.packed_weight.dtype,
-        scheme=packed.packed_weight.scheme,
+        bytes_before=stored_bytes(own_tensors(pair.module).values()),
+        bytes_after=stored_bytes(_packed_tensors(pair.packed)),
+        dtype=next(iter(weights.values())).dtype,
+        scheme=pair.scheme,
+        weights=tuple(weights),
         weight_sqnr_db=measurement.weight.sqnr_db,
         reference_sqnr_db=measurement.reference.sqnr_db,
     )
+
+
+def _packed_tensors(module: PackedModule) -> Iterator[Tensor]:
+    yield from own_tensors(module).values()
+    for weight in module.packed_weights().values():
+        yield from weight.buffers()

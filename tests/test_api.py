@@ -16,7 +16,7 @@ import monoquant as mq
 STATIC_PARAMETERS = {
     "dtype": None,
     "bits": None,
-    "symmetric": False,
+    "symmetric": None,
     "layer_types": None,
     "layer_names": None,
     "skip_types": None,
@@ -26,7 +26,22 @@ STATIC_PARAMETERS = {
     "skip_layer_types": None,
     "skip_layer_names": None,
     "skip_param_threshold": None,
-    "group_size": 128,
+    "group_size": None,
+    "run_validation": True,
+    "on_failure": "error",
+    "accuracy_warning": "warn",
+    "sqnr_warning_threshold": 20.0,
+    "sqnr_error_threshold": 10.0,
+}
+
+DYNAMIC_PARAMETERS = {
+    "dtype": torch.qint8,
+    "layer_types": None,
+    "layer_names": None,
+    "modules_to_not_convert": None,
+    "skip_layer_types": None,
+    "skip_layer_names": None,
+    "skip_param_threshold": None,
     "run_validation": True,
     "on_failure": "error",
     "accuracy_warning": "warn",
@@ -51,13 +66,22 @@ def static(small: nn.Module, tokens: Any) -> Callable[..., mq.QuantizationInfo]:
     return call
 
 
-def test_signature_is_the_promised_one() -> None:
-    """Names, order and defaults of static_quantize are a promise; what is new can be given by keyword only."""
-    every = inspect.signature(mq.static_quantize).parameters
+@pytest.mark.parametrize(
+    ("function", "required", "promised"),
+    [
+        (mq.static_quantize, ["model", "calibration_data"], STATIC_PARAMETERS),
+        (mq.dynamic_quantize, ["model"], DYNAMIC_PARAMETERS),
+    ],
+)
+def test_signature_is_the_promised_one(
+    function: Callable[..., Any], required: list[str], promised: dict[str, Any]
+) -> None:
+    """Names, order and defaults are a promise to existing users; what is new can be given by keyword only."""
+    every = inspect.signature(function).parameters
     parameters = {name: p for name, p in every.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY}
-    assert list(parameters)[:2] == ["model", "calibration_data"]
-    assert {name: p.default for name, p in list(parameters.items())[2:]} == STATIC_PARAMETERS
-    assert list(parameters)[2:] == list(STATIC_PARAMETERS)
+    assert list(parameters) == [*required, *promised]
+    assert all(parameters[name].default is inspect.Parameter.empty for name in required)
+    assert {name: parameters[name].default for name in promised} == promised
 
 
 ALL = {"blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down"}
@@ -84,7 +108,8 @@ SELECTION = [
     ({"modules_to_not_convert": ["up"]}, {"blocks.0.down", "blocks.1.down", "lm_head"}),
     ({"modules_to_not_convert": []}, ALL | {"lm_head"}),
     ({"skip_layer_names": ["up"]}, {"blocks.0.down", "blocks.1.down"}),
-    ({"skip_layer_types": [nn.ModuleList], "modules_to_not_convert": []}, {"lm_head"}),
+    ({"skip_layer_types": [nn.ModuleList], "modules_to_not_convert": []}, {"embed", "lm_head"}),
+    ({"skip_layer_types": []}, ALL | {"embed"}),
     ({"skip_param_threshold": 19_201}, {"blocks.0.up", "blocks.1.up"}),
 ]
 
@@ -108,13 +133,17 @@ def test_int4_can_be_asked_for_by_dtype(static: Any) -> None:
 
 
 REFUSED = [
-    ({"bits": None}, "INT8 is not in this version.*bits=4"),
-    ({"bits": None, "dtype": torch.qint8}, "INT8 is not in this version"),
-    ({"bits": None, "dtype": torch.int8}, "INT8 is not in this version"),
-    ({"bits": None, "dtype": torch.float16}, "FP16 is not in this version"),
-    ({"bits": 8}, "INT8 is not in this version"),
-    ({"bits": 3}, "bits=3 is not in this version"),
-    ({"bits": True}, "bits=4 or dtype"),
+    ({"bits": 3}, "bits=3: give 4, 8 or 16"),
+    ({"bits": True}, "bits=True: give 4, 8 or 16"),
+    ({"bits": "4"}, "bits='4': give 4, 8 or 16"),
+    ({"bits": 16, "dtype": torch.int8}, "disagree"),
+    ({"bits": None, "dtype": torch.float32}, "dtype=torch.float32: give one of torch.int4, torch.int8, torch.float16"),
+    ({"bits": 8, "group_size": 64}, "activations='static' multiplies integers"),
+    ({"bits": 8, "symmetric": False}, "activations='static' multiplies integers"),
+    ({"bits": 8, "observer": "best"}, "'best'"),
+    ({"bits": 4, "observer": "histogram"}, "observer='histogram' does nothing without bits=8"),
+    ({"bits": 16, "group_size": 64}, "group_size change nothing in float16"),
+    ({"bits": 16, "symmetric": True}, "symmetric change nothing in float16"),
     ({"bits": 4, "dtype": torch.qint8}, "disagree"),
     ({"dtype": "int4"}, "dtype='int4'"),
     ({"group_size": 0}, "group_size=0"),
@@ -245,11 +274,41 @@ def test_plugins_can_be_turned_off(small: nn.Module, monkeypatch: pytest.MonkeyP
     assert asked == [True, False]
 
 
-@pytest.mark.parametrize("model", [{"weight": torch.ones(2, 2)}, "model.pt", None, 3])
-def test_what_is_no_module_is_refused(model: Any) -> None:
-    """State dicts, paths and nonsense get a clear error."""
-    with pytest.raises(mq.InputError, match=r"give an nn\.Module"):
+@pytest.mark.parametrize("model", [None, 3, [nn.Linear(64, 64)], nn.Linear])
+def test_what_is_neither_module_nor_weights_is_refused(model: Any) -> None:
+    """Nonsense gets a clear error that says what would do."""
+    with pytest.raises(mq.InputError, match=r"give an nn\.Module, a state dict, or the path of a file of weights"):
         mq.quantize(model, plugins=False)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_state_dicts_and_files_of_them_are_quantized(small: nn.Module, tmp_path: Any, as_file: bool) -> None:
+    """The codes are those of the model, and the result loads into the float architecture."""
+    weights: Any = small.state_dict()
+    if as_file:
+        torch.save(weights, tmp_path / "model.pt")
+        weights = tmp_path / "model.pt"
+    result = mq.quantize(weights, accuracy_warning="ignore", plugins=False)
+    of_model = mq.quantize(small, accuracy_warning="ignore", plugins=False)
+    assert selected(result.info) == selected(of_model.info) == ALL
+    expected = of_model.model.state_dict()
+    assert result.model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in result.model.state_dict().items())
+    mq.save(result, tmp_path / "packed.safetensors")
+    loaded = mq.load(tmp_path / "packed.safetensors", small)
+    assert torch.equal(loaded.blocks[0].up.weight, of_model.model.blocks[0].up.weight)
+
+
+def test_weights_that_cannot_be_used_are_refused(tokens: Any) -> None:
+    """A missing file, an empty or nested state dict, and data for a model that does not run."""
+    with pytest.raises(mq.FileError, match=r"model\.pt: no such file"):
+        mq.quantize("model.pt", plugins=False)
+    with pytest.raises(mq.InputError, match="the state dict is empty"):
+        mq.quantize({}, plugins=False)
+    with pytest.raises(mq.InputError, match=r"quantize\(state\['model'\]\)"):
+        mq.quantize({"model": {"weight": torch.ones(64, 64)}}, plugins=False)
+    with pytest.raises(mq.ConfigError, match="a state dict has none: give the module, or no data"):
+        mq.quantize({"weight": torch.ones(64, 64)}, calibration_data=tokens, plugins=False)
 
 
 def test_public_names_exist_and_are_documented() -> None:

@@ -154,7 +154,8 @@ def test_the_remedy_names_layers_and_their_price() -> None:
     [finding] = judged(record("a", output=1.0))
     price = format_bytes(64 * 256 * 4 - 64 * 256 // 2)
     assert finding.remedy.startswith(
-        f"Keep it in float with skip_layer_names=['a'] (+{price}), or use group_size=32 (+"
+        f"Keep it in float with skip_layer_names=['a'] (+{price}), or reduce less with skip_to='int8', "
+        "or use group_size=32 (+"
     )
 
 
@@ -199,7 +200,9 @@ def test_prices_in_the_remedy_are_what_following_it_costs(symmetric: bool) -> No
     report = mq.Quantizer(passes).run(gaussian_model()).report
     remedy = next(finding.remedy for finding in report.findings if finding.code == "sqnr-critical")
     keep, regroup = re.findall(r"\(\+([^)]*)\)", remedy)
-    assert sorted(re.findall(r"'([^']*)'", remedy)) == ["0", "2"]
+    names, other = re.fullmatch(r"Keep .*=\[(.*)\] \(.*\), or (.*), or use group_size=32 \(.*\)\.", remedy).groups()
+    assert sorted(names.split(", ")) == ["'0'", "'2'"]
+    assert other == "reduce less with skip_to='int8'"
     assert keep == format_bytes(report.original_bytes - report.quantized_bytes)
     assert regroup == format_bytes(quantized_bytes(symmetric, 32) - report.quantized_bytes)
 
@@ -265,9 +268,9 @@ def test_checks_are_values() -> None:
 
 
 def test_the_remedy_for_a_root_level_layer_gives_no_empty_name() -> None:
-    """A bare Linear cannot be skipped by name, so the remedy names the smaller group only."""
+    """A bare Linear cannot be skipped by name, so the remedy names more bits and the smaller group only."""
     gate = mq.AccuracyWarningPass("ignore", sqnr_error_threshold=60, sqnr_warning_threshold=60)
     passes = [mq.SkipSelectionPass(), mq.Int4PackPass(), mq.ValidationPass(), gate]
     findings = mq.Quantizer(passes).run(nn.Linear(256, 64)).report.findings
     remedy = next(finding.remedy for finding in findings if finding.code == "sqnr-critical")
-    assert re.fullmatch(r"Use group_size=32 \(\+[\d.]+ K?i?B\)\.", remedy)
+    assert re.fullmatch(r"Use bits=8, or use group_size=32 \(\+[\d.]+ K?i?B\)\.", remedy)

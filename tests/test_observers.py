@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monoquant.errors import ConfigError
-from monoquant.modules.linear_like import PACKABLE_DTYPES
-from monoquant.observers import InputSample, RowSampler
+from monoquant.observers import Call, InputSample, RowSampler
+from monoquant.values import PACKABLE_DTYPES
 
 quick = settings(deadline=None, max_examples=150)
 streams = st.lists(st.integers(0, 30), max_size=8)
@@ -35,7 +35,7 @@ def sampled(sizes: list[int], limit: int) -> torch.Tensor | None:
 def test_sample_is_bounded_and_without_repeats(sizes: list[int], limit: int) -> None:
     """As many rows as were seen up to the limit, each whole, each once, and none that was not shown."""
     kept = sampled(sizes, limit)
-    if not sizes:
+    if not sum(sizes):
         assert kept is None
         return
     assert len(kept) == min(limit, sum(sizes))
@@ -44,7 +44,7 @@ def test_sample_is_bounded_and_without_repeats(sizes: list[int], limit: int) -> 
 
 
 @quick
-@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=8))
+@given(sizes=streams.filter(sum))
 def test_everything_is_kept_when_it_fits(sizes: list[int]) -> None:
     """A stream shorter than the limit is kept completely."""
     assert sorted(sampled(sizes, sum(sizes) + 1).tolist()) == list(range(sum(sizes)))
@@ -64,7 +64,7 @@ def test_sample_is_reproducible(sizes: list[int], limit: int) -> None:
 
 
 @quick
-@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6), limit=limits)
+@given(sizes=streams.filter(sum), limit=limits)
 def test_batching_does_not_decide_which_rows_are_kept(sizes: list[int], limit: int) -> None:
     """A stream cut into batches gives the same set of rows as the stream in one piece, up to the generator's blocks."""
     kept = sampled(sizes, limit)
@@ -88,12 +88,14 @@ def test_sample_is_uniform_over_the_stream(sizes: list[int]) -> None:
 @pytest.mark.parametrize("dtype", PACKABLE_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (3, 6), (2, 3, 6), (2, 0, 6)], ids=str)
 def test_any_input_shape_counts_its_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Batch dimensions are rows, a 1-D input is one row, and the dtype is kept."""
+    """Batch dimensions are rows, a 1-D input is one row, no rows are no sample, and the dtype is kept."""
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     sampler = RowSampler(100)
     sampler.update(inputs)
-    kept = sampler.result()
-    rows = inputs.reshape(-1, 6)
+    kept, rows = sampler.result(), inputs.reshape(-1, 6)
+    if not len(rows):
+        assert kept is None
+        return
     assert kept.dtype == dtype
     assert kept.shape == rows.shape
     assert sorted(kept.tolist()) == sorted(rows.tolist())
@@ -112,7 +114,7 @@ def test_sample_is_a_copy_without_history() -> None:
 
 def test_two_samplers_do_not_share_state() -> None:
     """Each layer has a sample of its own."""
-    request = InputSample(5)
+    request = InputSample(5, 2)
     first, second = request.observer(), request.observer()
     first.update(torch.ones(3, 2))
     assert second.result() is None
@@ -125,4 +127,33 @@ def test_two_samplers_do_not_share_state() -> None:
 def test_a_bad_number_of_rows_is_refused(rows: Any) -> None:
     """The error names what was given and what would be right."""
     with pytest.raises(ConfigError, match=r"sample_rows=.*whole number"):
-        InputSample(rows)
+        InputSample(rows, 6)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_rows_of_a_call_are_those_of_its_first_argument() -> None:
+    """By position or by name, nested or not; what no layer of that width would take is left to the layer to refuse."""
+    wide, narrow = torch.ones(2, 3, 6), torch.ones(2, 5)
+    nested = torch.nested.nested_tensor([torch.ones(2, 6), torch.ones(4, 6)])
+    for call, shapes in (
+        (Call((wide, narrow), {}), [(2, 3, 6)]),
+        (Call((), {"input": wide, "other": narrow}), [(2, 3, 6)]),
+        (Call((nested,), {}), [(2, 6), (4, 6)]),
+        (Call((narrow, wide), {}), []),
+        (Call((torch.tensor(6.0),), {}), []),
+        (Call(([wide],), {}), []),
+        (Call((), {}), []),
+    ):
+        assert [tuple(rows.shape) for rows in call.rows(6)] == shapes
+
+
+def test_a_sample_is_fed_by_calls() -> None:
+    """The request knows how to feed its observer, and whether that has seen a row."""
+    request = InputSample(10, 6)
+    sampler = request.observer()
+    for inputs in (torch.ones(3, 5), torch.ones(0, 6)):
+        request.feed(sampler, Call((inputs,), {}))
+        assert not request.saw_something(sampler)
+    request.feed(sampler, Call((torch.ones(3, 2, 6),), {}))
+    assert request.saw_something(sampler)
+    assert sampler.result().shape == (6, 6)

@@ -12,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import monoquant as mq
+from monoquant.modules.packed_layer import PackedLayer
 
 
 @attrs.frozen
@@ -137,22 +139,24 @@ def test_any_exception_leaves_the_model_as_it_was(
 def test_an_exception_while_converting_leaves_the_model_as_it_was(
     small: nn.Module, unchanged: Any, monkeypatch: pytest.MonkeyPatch, inplace: bool
 ) -> None:
-    """A failure in the middle of writing the model undoes the layers that were written."""
-    from monoquant import conversion
+    """A failure in the middle of writing the model undoes the layers that were written, of whatever kind."""
+    real, calls = PackedLayer.put_into, []
 
-    real, calls = conversion.become_int4, []
-
-    def flaky(module: nn.Module, packed: Any) -> None:
+    def flaky(layer: PackedLayer, module: nn.Module) -> None:
         calls.append(module)
-        real(module, packed)
-        if len(calls) == 3:
+        real(layer, module)
+        if len(calls) == len(kinds):
             raise MemoryError
 
-    monkeypatch.setattr(conversion, "become_int4", flaky)
-    check = unchanged(small)
+    kinds = [nn.Linear(64, 64), nn.LSTM(16, 32), nn.MultiheadAttention(32, 2), nn.Conv1d(16, 32, 3)]
+    kinds.append(parametrizations.weight_norm(nn.Linear(64, 64)))
+    kinds.append(nn.utils.spectral_norm(nn.Linear(64, 64)))
+    model = nn.ModuleList([small, *kinds])
+    monkeypatch.setattr(PackedLayer, "put_into", flaky)
+    check = unchanged(model)
     with pytest.raises(MemoryError):
-        mq.Quantizer(pipeline()).run(small, inplace=inplace)
-    assert len(calls) == 3
+        mq.Quantizer([mq.SkipSelectionPass(mq.NameRule("0")), mq.Int4PackPass()]).run(model, inplace=inplace)
+    assert len(calls) == len(kinds)
     check()
 
 
@@ -186,6 +190,12 @@ ORDER_ERRORS = [
         "AccuracyWarningPass stands before ValidationPass",
     ),
     ([mq.SkipSelectionPass(), mq.SkipSelectionPass(), mq.Int4PackPass()], "SkipSelectionPass is there twice"),
+    ([mq.SkipSelectionPass(), mq.Int4PackPass(), mq.Int4PackPass(32)], "Int4PackPass is there twice"),
+    (
+        [mq.SkipSelectionPass(), mq.Int8PackPass(activations="static"), mq.CalibrationPass([])],
+        "Int8PackPass stands before CalibrationPass",
+    ),
+    ([mq.SkipSelectionPass(), mq.Int8PackPass(activations="static")], "Int8PackPass needs CalibrationPass"),
     ([mq.SkipSelectionPass(), mq.Int4PackPass], "pass 2 is the class Int4PackPass: give an instance"),
     ([mq.SkipSelectionPass(), "pack"], "pass 2 is 'pack'"),
     (None, "give a list of passes"),
@@ -289,14 +299,15 @@ def test_replacing_a_weight_wrongly_is_refused(small: nn.Module) -> None:
 
 def test_a_model_without_quantizable_layers_is_refused_with_all_reasons() -> None:
     """The error lists every layer with its reason."""
-    model = nn.Sequential(nn.Conv1d(8, 64, 3), nn.LayerNorm(64))
+    model = nn.Sequential(nn.GroupNorm(8, 1024), nn.LayerNorm(64), nn.Conv1d(8, 2, 3))
     with pytest.raises(mq.InputError) as caught:
         mq.Quantizer(pipeline()).run(model)
     text = str(caught.value)
     assert "no layer of the model can be quantized" in text
-    assert "Conv1d" in text
-    assert "LayerNorm" in text
-    assert caught.value.layers == ("0", "1")
+    assert "unsupported 0: GroupNorm has no weight matrix" in text
+    assert "skip        1: type is LayerNorm" in text
+    assert "skip        2: 50 parameters, fewer than 512" in text
+    assert caught.value.layers == ("0", "1", "2")
 
 
 def test_a_model_without_parameters_is_refused() -> None:
@@ -317,9 +328,13 @@ def test_layers_that_no_pass_takes_are_unsupported(small: nn.Module) -> None:
         def run(self, context: mq.QuantContext) -> None:
             """Pack nothing."""
 
-    decisions = mq.Quantizer([NothingPass()]).plan(small)
+        def plan(self, context: mq.QuantContext) -> None:
+            """Take nothing."""
+
+    decisions = mq.Quantizer([mq.SkipSelectionPass(), NothingPass()]).plan(small)
     assert {decision.action for decision in decisions} == {mq.Action.UNSUPPORTED}
-    assert "no pass of this pipeline takes it" in decisions[0].reason
+    assert {decision.reason for decision in decisions} == {"no pass of this pipeline packs it"}
+    assert {decision.remedy for decision in decisions} == {"add a pass that does"}
 
 
 def test_planned_but_unpacked_layers_are_an_error(small: nn.Module) -> None:

@@ -50,13 +50,31 @@ def test_a_linear_tied_to_an_embedding_follows_it() -> None:
     assert result.model.second.weight is result.model.first.weight
 
 
-def test_a_linear_tied_to_something_unpackable_is_unsupported() -> None:
-    """Without the type rule the embedding cannot be packed, so packing the Linear would untie them."""
+def test_a_linear_tied_to_an_embedding_shares_its_packed_weight() -> None:
+    """Without the type rule both are packed, into one weight that is stored and counted once."""
     result = mq.quantize(Tied(embedding=True), skip_layer_types=[], accuracy_warning="ignore", plugins=False)
+    model = result.model
+    assert result.info.selected_layers == ["first", "second", "third"]
+    assert isinstance(model.first, nn.Embedding)
+    assert model.first.packed_weight is model.second.packed_weight
+    assert model.first.packed_weight is not model.third.packed_weight
+    assert torch.equal(model.first(torch.arange(64)), model.second.weight)
+    packed = sum(buffer.numel() * buffer.element_size() for buffer in model.first.packed_weight.buffers())
+    assert result.report.quantized_bytes == 2 * packed + 2 * 64 * 4
+
+
+def test_a_linear_tied_to_something_unpackable_is_unsupported() -> None:
+    """An embedding that writes to its weight cannot be packed, so packing the Linear would untie them."""
+    model = Tied(embedding=True)
+    model.first.max_norm = 1.0
+    result = mq.quantize(model, skip_layer_types=[], accuracy_warning="ignore", plugins=False)
     records = {record.layer: record for record in result.report.layers}
     assert records["first"].action is mq.Action.UNSUPPORTED
     assert records["second"].action is mq.Action.UNSUPPORTED
+    assert records["first"].reason in records["second"].reason
     assert "untie them" in records["second"].remedy
+    assert records["third"].action is mq.Action.QUANTIZE
+    assert result.model.second.weight is result.model.first.weight
 
 
 def test_linears_that_share_only_a_bias_are_packed_apart() -> None:

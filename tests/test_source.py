@@ -11,10 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import monoquant as mq
-from monoquant.source import inventory, model_tensors, names_of_modules, persistent_tensors, tensor_identity
+from monoquant.source import (
+    inventory,
+    model_tensors,
+    names_of_modules,
+    own_parameters,
+    persistent_tensors,
+    tensor_identity,
+)
 
 
 def linear(features: int = 4, bias: bool = True) -> nn.Linear:
@@ -39,6 +46,8 @@ LEAVES: dict[str, Callable[[], nn.Module]] = {
     "attention": lambda: nn.MultiheadAttention(4, 2),
     "transformer": lambda: nn.TransformerEncoderLayer(4, 2, 8),
     "weight norm": lambda: parametrizations.weight_norm(linear()),
+    "weight norm alone": lambda: parametrizations.weight_norm(linear(bias=False)),
+    "spectral norm": lambda: parametrizations.spectral_norm(linear()),
 }
 
 
@@ -53,12 +62,18 @@ def models(draw: st.DrawFn) -> nn.Module:
 @settings(deadline=None, max_examples=40)
 @given(models())
 def test_every_parameter_is_covered_once(model: nn.Module) -> None:
-    """The layers' own parameters are the model's, each exactly once, shared modules included."""
+    """The layers' own parameters are the model's, each exactly once, shared and parametrized modules included."""
     layers = inventory(model)
-    own = [parameter for layer in layers for parameter in model.get_submodule(layer.name).parameters(recurse=False)]
+    own = [value for layer in layers for value in own_parameters(model.get_submodule(layer.name)).values()]
     assert len(own) == len({id(parameter) for parameter in own})
     assert {id(parameter) for parameter in own} == {id(parameter) for parameter in model.parameters()}
     assert sum(layer.parameters for layer in layers) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def owns_parameters(name: str, module: nn.Module) -> bool:
+    """What parametrizations keep belongs to the module around them."""
+    hidden = parametrize.is_parametrized(module)
+    return "parametrizations" not in name and bool(hidden or list(module.parameters(recurse=False)))
 
 
 @settings(deadline=None, max_examples=40)
@@ -66,12 +81,12 @@ def test_every_parameter_is_covered_once(model: nn.Module) -> None:
 def test_layers_stand_in_model_order_under_all_their_names(model: nn.Module) -> None:
     """First names follow ``named_modules``; together with the aliases they are all names there are."""
     layers = inventory(model)
-    order = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    order = [name for name, module in model.named_modules() if owns_parameters(name, module)]
     assert [layer.name for layer in layers] == order
     every = dict(model.named_modules(remove_duplicate=False))
     found = {name: every[name] for layer in layers for name in layer.names}
     assert len(found) == sum(len(layer.names) for layer in layers)
-    assert set(found) == {name for name, module in every.items() if list(module.parameters(recurse=False))}
+    assert set(found) == {name for name, module in every.items() if owns_parameters(name, module)}
     assert all(found[alias] is found[layer.name] for layer in layers for alias in layer.aliases)
 
 
@@ -206,13 +221,19 @@ def test_meta_models_have_the_same_inventory() -> None:
     assert inventory(empty) == inventory(real)
 
 
-def test_parametrized_modules_are_covered() -> None:
-    """A hidden weight belongs to its parametrization; the module keeps the bias."""
-    found = by_name(nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 6))))
-    assert found["0"].shape == (6,)
-    assert issubclass(found["0"].type, nn.Linear)
-    assert found["0.parametrizations.weight"].parameters == 6 * 4 + 6
-    assert "0" in [ancestor.name for ancestor in found["0.parametrizations.weight"].ancestors]
+def test_a_parametrized_module_is_one_layer() -> None:
+    """What a weight is computed from belongs to the module whose weight it is."""
+    [layer] = inventory(nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 6))))
+    assert (layer.name, layer.shape, layer.parameters) == ("0", (6, 4), 6 * 4 + 6 + 6)
+    assert issubclass(layer.type, nn.Linear)
+    assert layer.ancestors == (mq.Ancestor("", nn.Sequential),)
+
+
+def test_parametrized_modules_that_share_a_source_are_tied() -> None:
+    """Sharing what a weight is computed from is sharing the weight."""
+    model = nn.Sequential(*(parametrizations.weight_norm(linear()) for _ in range(3)))
+    model[1].parametrizations.weight.original1 = model[0].parametrizations.weight.original1
+    assert [layer.ties for layer in inventory(model)] == [("1",), ("0",), ()]
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
@@ -243,7 +264,7 @@ def test_layers_of_wrapped_models_answer_to_their_plain_names(wrap: Callable[[nn
 def test_wrapped_models_get_the_plan_of_the_plain_one(wrap: Callable[[nn.Module], nn.Module]) -> None:
     """A wrapper changes names, not answers."""
     quantizer = mq.Quantizer([mq.SkipSelectionPass(mq.NameRule("0")), mq.Int4PackPass()])
-    plain = nn.Sequential(linear(), linear(), nn.Conv1d(4, 4, 1))
+    plain = nn.Sequential(linear(), linear(), nn.GroupNorm(2, 4))
     expected = [decision.action for decision in quantizer.plan(plain)]
     assert expected == [mq.Action.SKIP, mq.Action.QUANTIZE, mq.Action.UNSUPPORTED]
     assert [decision.action for decision in quantizer.plan(wrap(plain))] == expected

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from monoquant.modules.linear_like import become_int4, obstacle_to_packing
-from monoquant.modules.packed_int4 import PackedInt4
+from monoquant.adapters.base import ModuleAdapter, Obstacle
+from monoquant.adapters.choice import Packable
+from monoquant.adapters.choice import examine as examine_module
+from monoquant.conversion import convert_in_place
+from monoquant.modules.integer_compute import InputQuantizer
+from monoquant.modules.packed_layer import PackedLayer
+from monoquant.modules.packed_matrix import PackedMatrix
+from monoquant.modules.packed_module import PREFIX, PackedModule
+from monoquant.modules.packed_weight import PackedWeight
+from monoquant.modules.reparametrized import replaced_tensors
+from monoquant.modules.storage import empty_weight
+from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.restoring import restored_on_error
-from monoquant.source import inventory, joined, names_of_modules, persistent_tensors, tensor_identity
-from monoquant.values import Scheme
-
-_CODES = "packed_weight.qweight"
+from monoquant.source import inventory, joined, names_of_modules, own_tensors, persistent_tensors, tensor_identity
+from monoquant.values import AnyScheme, Scheme
 
 
 @attrs.frozen
@@ -22,12 +30,14 @@ class PackedAs:
     """How a file holds one packed layer.
 
     Args:
-        scheme: Representation of the weight.
-        dtype: dtype of the weight as seen from outside.
+        scheme: Representation of the weights.
+        dtype: dtype of the weights as seen from outside.
+        forms: Shape and matrix of each weight by parameter name.
     """
 
-    scheme: Scheme
+    scheme: AnyScheme
     dtype: torch.dtype
+    forms: Mapping[str, MatrixForm]
 
 
 @attrs.frozen(eq=False)
@@ -36,82 +46,154 @@ class Fit:
 
     Args:
         problems: One text per problem; empty when they fit.
-        packed: Packed weights by layer name, complete when there are no problems; tied layers share one.
+        packed: Packed layers by name, complete when there are no problems; tied ones share their weight.
     """
 
     problems: list[str]
-    packed: dict[str, PackedInt4]
+    packed: dict[str, PackedLayer]
 
 
-def examine(model: nn.Module, state: Mapping[str, Tensor], packed: Mapping[str, PackedAs]) -> Fit:
+def examine(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    packed: Mapping[str, PackedAs],
+    adapters: Iterable[ModuleAdapter],
+) -> Fit:
     """Find everything that keeps saved tensors from fitting a float model.
 
     Args:
         model: The float model; read only.
         state: Tensors by name, packed layers as their buffers.
         packed: The layers that are packed.
+        adapters: Adapters by priority.
 
     Raises:
         InputError: When the model is lazy, quantized already or not a module.
     """
     inventory(model)
     problems: list[str] = []
-    built: dict[str, PackedInt4] = {}
+    built: dict[str, PackedLayer] = {}
+    shared: dict[int, PackedWeight] = {}
+    modules, known = dict(model.named_modules(remove_duplicate=False)), list(adapters)
     for name, how in packed.items():
-        outcome = _built(name, how, model, state)
-        if isinstance(outcome, PackedInt4):
-            built[name] = _tied(name, state, built) or outcome
+        module = modules.get(name)
+        outcome: str | PackedLayer = f"no layer {name!r} in the model"
+        if module is not None:
+            outcome = _problem_of_layer(name, how, module, known) or _built(name, how, module, state, known, shared)
+        if isinstance(outcome, PackedLayer):
+            built[name] = outcome
         else:
             problems.append(outcome)
-    packed_names = {name for found in names_of_modules(model).values() if found[0] in packed for name in found}
-    weights = {joined(name, "weight") for name in packed_names}
-    expected = {name: tensor for name, tensor in persistent_tensors(model).items() if name not in weights}
+    replaced, packed_names = _replaced_names(model, packed)
+    expected = {name: tensor for name, tensor in persistent_tensors(model).items() if name not in replaced}
     found = {name: tensor for name, tensor in state.items() if not _is_part_of(name, packed_names | packed.keys())}
     problems += _key_misfits(expected, found) + _tie_misfits(expected, found) + _meta_misfits(model)
     return Fit(problems, built)
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor], packed: Mapping[str, PackedInt4]) -> None:
+def fill(model: nn.Module, state: Mapping[str, Tensor], packed: Mapping[str, PackedLayer]) -> None:
     """Put tensors that fit into a model; on any exception the model is as it was.
 
     Args:
         model: The float model; changed in place, its ties kept.
         state: Tensors by name.
-        packed: Packed weights by layer name, as :func:`examine` built them.
+        packed: Packed layers by name, as :func:`examine` built them.
     """
     names = {module: found[0] for module, found in names_of_modules(model).items()}
     with restored_on_error(list(names)):
-        for name, weight in packed.items():
-            become_int4(model.get_submodule(name), weight)
+        convert_in_place(model, packed)
         _replace_tensors(names, state)
 
 
-def _tied(name: str, state: Mapping[str, Tensor], built: Mapping[str, PackedInt4]) -> PackedInt4 | None:
-    codes = state.get(joined(name, _CODES))
-    twins = (weight for other, weight in built.items() if state[joined(other, _CODES)] is codes)
-    return next(twins, None)
+def _replaced_names(model: nn.Module, packed: Mapping[str, PackedAs]) -> tuple[set[str], set[str]]:
+    """Full names of the tensors that packing replaces, and all names of the packed layers."""
+    replaced, packed_names = set(), set()
+    for module, names in names_of_modules(model).items():
+        known = [name for name in names if name in packed]
+        if known:
+            keys = replaced_tensors(module, packed[known[0]].forms)
+            replaced |= {joined(name, key) for name in names for key in keys}
+            packed_names |= set(names)
+    return replaced, packed_names
 
 
-def _built(name: str, how: PackedAs, model: nn.Module, state: Mapping[str, Tensor]) -> PackedInt4 | str:
-    module = dict(model.named_modules()).get(name)
-    if module is None:
-        return f"no layer {name!r} in the model"
-    obstacle = obstacle_to_packing(module)
-    if obstacle is not None:
-        return f"layer {name!r} cannot be packed: {obstacle.reason}"
-    weight = module._parameters["weight"]
-    if weight is None:
-        return f"layer {name!r} has no weight"
-    rows, columns = weight.shape
-    packed = PackedInt4(rows, columns, how.scheme, dtype=how.dtype, device="meta")
-    prefix = joined(name, "packed_weight.")
-    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+def _problem_of_layer(name: str, how: PackedAs, module: nn.Module, adapters: list[ModuleAdapter]) -> str | None:
+    """What keeps a module from taking the weights that a file holds for it."""
+    outcome = examine_module(module, adapters)
+    if isinstance(outcome, Obstacle):
+        remedy = f"; {outcome.remedy}" if outcome.remedy else ""
+        return f"layer {name!r} cannot be packed: {outcome.reason}{remedy}"
+    if isinstance(how.scheme, Scheme) and how.scheme.activations is not None:
+        obstacle = outcome.adapter.integer_obstacle(module, outcome.forms)
+        if obstacle is not None:
+            return f"layer {name!r} multiplied integers, and cannot here: {obstacle}"
+    tensors = {key: tensor for key, tensor in _shapes(module, outcome).items() if key in how.forms}
+    missing = sorted(how.forms.keys() - tensors.keys())
+    if missing:
+        return f"layer {name!r} has no {', '.join(missing)}"
+    wrong = [key for key, shape in tensors.items() if shape != how.forms[key].shape]
+    return _shape_problem(name, wrong[0], tensors, how) if wrong else None
+
+
+def _shape_problem(name: str, key: str, shapes: Mapping[str, tuple[int, ...]], how: PackedAs) -> str:
+    stored, own = how.forms[key].shape, shapes[key]
+    return f"layer {name!r} of shape {own} does not fit: its {key} has shape {stored} in the file"
+
+
+def _shapes(module: nn.Module, packable: Packable) -> dict[str, tuple[int, ...]]:
+    own = {name: tuple(tensor.shape) for name, tensor in own_tensors(module).items()}
+    return own | {name: form.shape for name, form in packable.forms.items()}
+
+
+def _built(
+    name: str,
+    how: PackedAs,
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    adapters: list[ModuleAdapter],
+    shared: dict[int, PackedWeight],
+) -> PackedLayer | str:
+    outcome = examine_module(module, adapters)
+    weights: dict[str, PackedWeight] = {}
+    device = next((tensor.device for tensor in own_tensors(module).values()), torch.device("cpu"))
+    for key, form in how.forms.items():
+        prefix = joined(name, f"{PREFIX}{key}.")
+        own = {part.removeprefix(prefix): tensor for part, tensor in state.items() if part.startswith(prefix)}
+        layout = own.get("layout")
+        if layout is not None and id(layout) in shared:
+            weights[key] = shared[id(layout)]
+            continue
+        try:
+            loaded = _loaded(empty_weight(form, how.scheme, how.dtype), own)
+        except RuntimeError as error:
+            reasons = " ".join(str(error).split()[5:])
+            return f"layer {name!r} of shape {form.shape} does not fit: {reasons}"
+        weights[key] = shared[id(layout)] = loaded if device.type == "meta" else loaded.to(device)
+    # An adapter may take other weights than the file holds, as where a state dict of a weight-normed model was packed.
+    agreed = isinstance(outcome, Packable) and how.forms.keys() <= outcome.forms.keys()
+    mixin = outcome.adapter.mixin(module, how.scheme) if isinstance(outcome, Packable) and agreed else PackedModule
     try:
-        packed.load_state_dict(own, strict=True, assign=True)
+        return PackedLayer(weights, mixin, _extras(name, how, weights, state))
     except RuntimeError as error:
-        reasons = " ".join(str(error).split()[5:])
-        return f"layer {name!r} of shape {(rows, columns)} does not fit: {reasons}"
-    return packed if weight.is_meta else packed.to(weight.device)
+        return f"layer {name!r} does not fit: {' '.join(str(error).split()[5:])}"
+
+
+def _loaded(weight: PackedWeight, buffers: Mapping[str, Tensor]) -> PackedWeight:
+    weight.load_state_dict(buffers, strict=True, assign=True)
+    return weight
+
+
+def _extras(
+    name: str, how: PackedAs, weights: Mapping[str, PackedWeight], state: Mapping[str, Tensor]
+) -> dict[str, nn.Module]:
+    weight = weights.get("weight")
+    if not (isinstance(how.scheme, Scheme) and how.scheme.activations == "static" and isinstance(weight, PackedMatrix)):
+        return {}
+    prefix = joined(name, f"{PREFIX}input.")
+    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    known = InputQuantizer(torch.ones(()), torch.zeros(()))
+    known.load_state_dict(own, strict=True)
+    return {f"{PREFIX}input": known.to(weight.layout.device)}
 
 
 def _key_misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
@@ -164,5 +246,7 @@ def _like(old: Tensor, data: Tensor) -> Tensor:
 
 
 def _is_part_of(key: str, layers: Collection[str]) -> bool:
-    layer, mark, _ = key.rpartition("packed_weight.")
-    return bool(mark) and layer.rstrip(".") in layers
+    """Whether a tensor of a file belongs to a packed layer, under one of the layer's names."""
+    parts = key.split(".")
+    owners = (".".join(parts[:end]) for end, part in enumerate(parts) if part.startswith(PREFIX))
+    return any(owner in layers for owner in owners)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,16 +12,19 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from monoquant.adapters.base import ModuleAdapter
 from monoquant.container import read_container, refuse_unknown_kinds, write_container
 from monoquant.errors import FileError
 from monoquant.formats.filling import PackedAs, examine, fill
-from monoquant.modules.int4_linear import Int4Linear
-from monoquant.modules.linear_like import PACKABLE_DTYPES
+from monoquant.hooks import PluginManager
+from monoquant.modules.packed_module import PackedModule
+from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.quantizer import QuantResult
-from monoquant.report import QuantReport
-from monoquant.report.plain import dtype_named, to_plain
-from monoquant.source import names_of_modules, persistent_tensors, tensor_identity
-from monoquant.values import Action
+from monoquant.registry import known_adapters
+from monoquant.report import LayerReport, QuantReport
+from monoquant.report.plain import dtype_named, from_plain, to_plain
+from monoquant.source import joined, names_of_modules, persistent_tensors, tensor_identity
+from monoquant.values import PACKABLE_DTYPES, Action
 
 FORMAT = "monoquant"
 FORMAT_VERSION = 1
@@ -50,40 +54,42 @@ def save(result: QuantResult, path: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "dtypes": json.dumps(changes, separators=(",", ":")),
+        "forms": json.dumps(to_plain(_special_forms(result)), separators=(",", ":")),
         "aliases": json.dumps(aliases, separators=(",", ":")),
         "report": json.dumps(result.report.to_dict(), separators=(",", ":")),
     }
     write_container(target, tensors, metadata)
 
 
-def load(path: str | os.PathLike[str], model: M) -> M:
+def load(path: str | os.PathLike[str], model: M, *, adapters: Iterable[ModuleAdapter] = ()) -> M:
     """Put a saved quantized model into a freshly built float model of the same architecture.
 
     Args:
         path: A file written by :func:`save`.
         model: The float model, on any device, meta included; it is changed in place, taking the file's dtypes. Its own
             values do not matter.
+        adapters: Adapters for the model's own kinds of modules, besides those of installed plugins; default none.
 
     Returns:
-        ``model``, its packed layers turned into Int4Linears.
+        ``model``, its packed layers in place.
 
     Raises:
         FileError: When the file is damaged, of another format or version, or does not fit the model; ``model`` is
             then as it was.
     """
     with torch.inference_mode(False):  # or the model could not be trained afterwards
-        _load_into(model, _as_path(path))
+        _load_into(model, _as_path(path), known_adapters(adapters, PluginManager().adapters()))
     return model
 
 
-def _load_into(model: nn.Module, path: Path) -> None:
+def _load_into(model: nn.Module, path: Path, adapters: list[ModuleAdapter]) -> None:
     tensors, metadata = read_container(path)
     stored = _parse(path, metadata)
     lost = sorted(set(stored.aliases.values()) - set(tensors))
     if lost:
         raise FileError(f"{path}: its metadata names tensors that it does not hold: {', '.join(lost)}")
     state = {**tensors, **{alias: tensors[kept] for alias, kept in stored.aliases.items()}}
-    fit = examine(model, state, stored.packed)
+    fit = examine(model, state, stored.packed, adapters)
     if fit.problems:
         listed = "\n".join(f"- {problem}" for problem in fit.problems)
         raise FileError(f"{path} does not fit the model {type(model).__name__}:\n{listed}")
@@ -126,15 +132,28 @@ def _parse(path: str | os.PathLike[str], metadata: dict[str, str]) -> _Stored:
         dtypes = {name: dtype_named(text) for name, text in _texts(metadata["dtypes"]).items()}
         if not set(dtypes.values()) <= set(PACKABLE_DTYPES):
             raise ValueError(f"weight dtypes {sorted(map(str, dtypes.values()))}")
-        records = report.by_action(Action.QUANTIZE)
+        special = {name: from_plain(MatrixForm, form) for name, form in json.loads(metadata["forms"]).items()}
         packed = {
-            record.layer: PackedAs(record.scheme, dtypes.get(record.layer, record.dtype))
-            for record in records
+            record.layer: PackedAs(record.scheme, dtypes.get(record.layer, record.dtype), _forms(record, special))
+            for record in report.by_action(Action.QUANTIZE)
             if record.scheme is not None
         }
         return _Stored(report, _texts(metadata["aliases"]), packed)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise FileError(f"{path}: its metadata cannot be read ({error})") from error
+
+
+def _forms(record: LayerReport, special: Mapping[str, MatrixForm]) -> dict[str, MatrixForm]:
+    plain = MatrixForm.rows_first(record.shape)
+    return {name: special.get(joined(record.layer, name), plain) for name in record.weights}
+
+
+def _special_forms(result: QuantResult) -> dict[str, MatrixForm]:
+    """Forms by full parameter name, where they are not the plain one of the record's shape."""
+    plain = {record.layer: MatrixForm.rows_first(record.shape) for record in result.report.layers}
+    modules = {name: module for name, module in result.model.named_modules() if isinstance(module, PackedModule)}
+    forms = {(name, key): weight.form for name, one in modules.items() for key, weight in one.packed_weights().items()}
+    return {joined(name, key): form for (name, key), form in forms.items() if form != plain.get(name)}
 
 
 def _texts(stored: str) -> dict[str, str]:
@@ -146,12 +165,12 @@ def _texts(stored: str) -> dict[str, str]:
 
 def _dtype_changes(result: QuantResult, path: Path) -> dict[str, str]:
     """Weight dtypes that the caller changed after the run, for instance by ``.half()``."""
-    packed = {name: module for name, module in result.model.named_modules() if isinstance(module, Int4Linear)}
+    packed = {name: module for name, module in result.model.named_modules() if isinstance(module, PackedModule)}
     reported = {record.layer: record.dtype for record in result.report.by_action(Action.QUANTIZE)}
     if set(packed) != set(reported):
         changed = ", ".join(map(repr, sorted(set(packed) ^ set(reported))))
         raise FileError(f"{path}: the model's packed layers are no longer those of the report: {changed}")
-    now = {name: module.packed_weight.dtype for name, module in packed.items()}
+    now = {name: next(iter(module.packed_weights().values())).dtype for name, module in packed.items()}
     return {name: to_plain(dtype) for name, dtype in now.items() if dtype != reported[name]}
 
 

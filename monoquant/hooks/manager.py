@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 import pluggy
 
+from monoquant.adapters.base import ModuleAdapter
 from monoquant.checks import WarningCheck
 from monoquant.errors import PluginError
 from monoquant.hooks import builtin, specs
 from monoquant.registry import Registered, Registry
 from monoquant.rules import SkipRule
-from monoquant.values import BUILT_IN, Origin, Scheme
+from monoquant.values import BUILT_IN, AnyScheme, Origin
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ class _WrongAnswerError(Exception):
 
 
 class PluginManager:
-    """Holds plugins and asks them for rules and checks.
+    """Holds plugins and asks them for rules, checks and adapters.
 
     Args:
         discover: Whether to load every installed plugin (entry points of the group ``monoquant``); default True.
@@ -78,29 +79,41 @@ class PluginManager:
             raise PluginError(f"plugin {origin}: implements no hook; the hooks are {', '.join(_hook_names())}")
         self._origins[name] = origin
 
-    def registry(self, scheme: Scheme) -> Registry:
+    def registry(self, scheme: AnyScheme) -> Registry:
         """Ask every plugin, once, for what it contributes.
 
         Args:
             scheme: What the run quantizes to.
 
         Returns:
-            Rules and checks with their origins; independent of the order of registration.
+            Rules, checks and adapters with their origins; independent of the order of registration.
 
         Raises:
             PluginError: When a hook raises or returns something else than instances of the right class.
         """
         return Registry(
-            skip_rules=self._collect("monoquant_register_skip_rules", SkipRule, scheme),  # type: ignore[arg-type]  # abstract
-            warning_checks=self._collect("monoquant_register_warning_checks", WarningCheck, scheme),  # type: ignore[arg-type]  # abstract
+            skip_rules=self._collect("monoquant_register_skip_rules", SkipRule, scheme=scheme),  # type: ignore[arg-type]  # abstract
+            warning_checks=self._collect("monoquant_register_warning_checks", WarningCheck, scheme=scheme),  # type: ignore[arg-type]  # abstract
+            adapters=self.adapters(),
             plugins=self.plugins,
         )
 
-    def _collect(self, hook: str, kind: type[T], scheme: Scheme) -> tuple[Registered[T], ...]:
+    def adapters(self) -> tuple[Registered[ModuleAdapter], ...]:
+        """Ask every plugin, once, for adapters.
+
+        Returns:
+            Adapters with their origins.
+
+        Raises:
+            PluginError: As :meth:`registry`.
+        """
+        return self._collect("monoquant_register_module_adapters", ModuleAdapter)  # type: ignore[type-abstract]
+
+    def _collect(self, hook: str, kind: type[T], **arguments: Any) -> tuple[Registered[T], ...]:
         found: list[Registered[T]] = []
         for name, origin in self._origins.items():
             try:
-                members = list(self._ask(name, hook, scheme))
+                members = list(self._ask(name, hook, arguments))
             except _WrongAnswerError as error:
                 wanted = f"return instances of {kind.__name__} in a list"
                 raise PluginError(f"plugin {origin}: {hook} {error}; {wanted}") from None
@@ -110,15 +123,15 @@ class PluginManager:
             found += [Registered(member, origin) for member in members]
         return tuple(found)
 
-    def _ask(self, name: str, hook: str, scheme: Scheme) -> Iterable[Any]:
+    def _ask(self, name: str, hook: str, arguments: Mapping[str, Any]) -> Iterable[Any]:
         # Called one by one and not through the hook, which merges the answers of all and drops those that are None.
         for found in getattr(self._manager.hook, hook).get_hookimpls():
             if found.plugin_name != name:
                 continue
             if found.wrapper or found.hookwrapper:
                 raise _WrongAnswerError("is implemented by a wrapper")
-            takes_scheme = "scheme" in inspect.signature(found.function).parameters
-            answer = found.function(scheme) if takes_scheme else found.function()
+            takes = inspect.signature(found.function).parameters  # an implementation may leave arguments out
+            answer = found.function(*(value for key, value in arguments.items() if key in takes))
             if not isinstance(answer, Iterable) or isinstance(answer, (str, bytes)):
                 raise _WrongAnswerError(f"returned {answer!r}")
             yield from answer

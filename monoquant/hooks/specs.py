@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import pluggy
 
+from monoquant.adapters.base import ModuleAdapter
 from monoquant.checks import WarningCheck
 from monoquant.rules import SkipRule
-from monoquant.values import Scheme
+from monoquant.values import AnyScheme
 
 PROJECT = "monoquant"
 PREFIX = "monoquant_"
@@ -19,7 +20,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def monoquant_register_skip_rules(scheme: Scheme) -> Iterable[SkipRule]:  # type: ignore[empty-body]
+def monoquant_register_skip_rules(scheme: AnyScheme) -> Iterable[SkipRule]:  # type: ignore[empty-body]
     """Contribute skip rules, asked by every SkipSelectionPass after the caller's own.
 
     Called once per Quantizer, never per layer.
@@ -33,7 +34,7 @@ def monoquant_register_skip_rules(scheme: Scheme) -> Iterable[SkipRule]:  # type
 
 
 @hookspec
-def monoquant_register_warning_checks(scheme: Scheme) -> Iterable[WarningCheck]:  # type: ignore[empty-body]
+def monoquant_register_warning_checks(scheme: AnyScheme) -> Iterable[WarningCheck]:  # type: ignore[empty-body]
     """Contribute checks, run by every AccuracyWarningPass beside the built-in ones.
 
     Called once per Quantizer.
@@ -43,4 +44,15 @@ def monoquant_register_warning_checks(scheme: Scheme) -> Iterable[WarningCheck]:
 
     Returns:
         Instances of subclasses of WarningCheck.
+    """
+
+
+@hookspec
+def monoquant_register_module_adapters() -> Iterable[ModuleAdapter]:  # type: ignore[empty-body]
+    """Contribute adapters for kinds of modules that monoquant does not know, or knows less well.
+
+    Called once per Quantizer and once per load; asked before the built-in ones.
+
+    Returns:
+        Instances of subclasses of ModuleAdapter, such as ParameterAdapter.
     """

@@ -1,7 +1,7 @@
-"""Group-wise affine INT4: choose scale and zero_point, round to codes, and back.
+"""Group-wise affine INT4 and INT8: choose scale and zero_point, round to codes, and back.
 
-``w = (q - zero_point) * scale`` with q in 0..15. Scales are rounded *away from zero* to their storage dtype, so that a
-group's range always fits its codes: every value is reproduced to within half a scale, without clipping.
+``w = (q - zero_point) * scale`` with q in 0..2**bits-1. Scales are rounded *away from zero* to their storage dtype, so
+that a group's range always fits its codes: every value is reproduced to within half a scale, without clipping.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from torch import Tensor
 from monoquant.numerics.grouping import from_groups, to_groups
 from monoquant.values import Scheme
 
-MAX_CODE = 15
-SYMMETRIC_ZERO_POINT = 8
-
 
 @attrs.frozen(eq=False)
 class GroupCodes:
     """Integer codes of a matrix with the parameters that give them meaning.
 
     Args:
-        codes: uint8 ``[rows, columns]``, values 0..15.
+        codes: uint8 ``[rows, columns]``, values 0..15 or 0..255.
         scale: ``[rows, groups]`` in the scheme's scale dtype; non-zero, negative only when symmetric.
-        zero_point: uint8 ``[rows, groups]``, values 0..15; 8 everywhere when symmetric.
+        zero_point: uint8 ``[rows, groups]`` in the range of the codes; its middle everywhere when symmetric.
     """
 
     codes: Tensor
@@ -52,8 +49,9 @@ def round_away_from_zero(value: Tensor, dtype: torch.dtype) -> Tensor:
 def round_to_nearest(weight: Tensor, scheme: Scheme) -> GroupCodes:
     """Quantize each group to the nearest codes of its own range.
 
-    Asymmetric: the range from min(w, 0) to max(w, 0) is spread over 0..15, so zero is exact. Symmetric: the value of
-    largest magnitude becomes -8 (the scale takes its sign, as in llama.cpp's Q4_0), unless the other side would clip.
+    Asymmetric: the range from min(w, 0) to max(w, 0) is spread over all codes, so zero is exact. Symmetric: the value
+    of largest magnitude becomes the lowest code (the scale takes its sign, as in llama.cpp's Q4_0), unless the other
+    side would clip.
 
     Args:
         weight: ``[rows, columns]``, any real float dtype, finite, columns >= 1.
@@ -63,38 +61,42 @@ def round_to_nearest(weight: Tensor, scheme: Scheme) -> GroupCodes:
         Codes with ``abs(w - dequantize(codes)) <= abs(scale) / 2`` for every element, up to float rounding.
     """
     working = weight.to(weight.dtype if weight.dtype == torch.float64 else torch.float32)
-    groups = to_groups(working, scheme.group_size)
+    groups = to_groups(working, scheme.width(weight.shape[1]))
     # In double precision, so that no division rounds a scale down before it is rounded up.
     low = groups.amin(-1, keepdim=True).clamp_max_(0).double()
     high = groups.amax(-1, keepdim=True).clamp_min_(0).double()
-    exact_scale = _symmetric_scale(low, high) if scheme.symmetric else high / MAX_CODE - low / MAX_CODE
+    exact_scale = _symmetric_scale(low, high, scheme) if scheme.symmetric else _asymmetric_scale(low, high, scheme)
     scale = round_away_from_zero(exact_scale, scheme.scale_dtype)
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     step = scale.to(working.dtype)
-    zero_point = torch.full_like(step, SYMMETRIC_ZERO_POINT) if scheme.symmetric else (-low / step).round_().to(step)
-    codes = (groups / step).round_().add_(zero_point).clamp_(0, MAX_CODE).to(torch.uint8)
+    zero_point = torch.full_like(step, scheme.middle_code) if scheme.symmetric else (-low / step).round_().to(step)
+    codes = (groups / step).round_().add_(zero_point).clamp_(0, scheme.max_code).to(torch.uint8)
     return GroupCodes(
         codes=from_groups(codes, weight.shape[1]),
         scale=scale.squeeze(-1),
-        zero_point=zero_point.squeeze(-1).clamp_(0, MAX_CODE).to(torch.uint8),
+        zero_point=zero_point.squeeze(-1).clamp_(0, scheme.max_code).to(torch.uint8),
     )
 
 
-def _symmetric_scale(low: Tensor, high: Tensor) -> Tensor:
+def _asymmetric_scale(low: Tensor, high: Tensor, scheme: Scheme) -> Tensor:
+    return high / scheme.max_code - low / scheme.max_code
+
+
+def _symmetric_scale(low: Tensor, high: Tensor, scheme: Scheme) -> Tensor:
     negative_leads = -low >= high
     larger = torch.where(negative_leads, -low, high)
     smaller = torch.where(negative_leads, high, -low)
-    magnitude = torch.maximum(larger / 8, smaller / 7.5)
+    magnitude = torch.maximum(larger / scheme.middle_code, smaller / (scheme.middle_code - 0.5))
     return torch.where(negative_leads, magnitude, -magnitude)
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int) -> Tensor:
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int, group_size: int) -> Tensor:
     """Float values of codes: ``(q - zero_point) * scale``, computed in float32.
 
     Args:
-        codes: uint8 ``[rows, columns]``.
+        codes: ``[rows, columns]``, uint8 or int8.
         scale: ``[rows, groups]``, float16, bfloat16 or float32.
-        zero_point: uint8 ``[rows, groups]``, or None for the symmetric 8.
+        zero_point: ``[rows, groups]`` in the codes' dtype, or one for all.
         group_size: Features per group.
 
     Returns:
@@ -102,6 +104,9 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, group_si
     """
     columns = codes.shape[1]
     values = to_groups(codes, group_size).to(torch.float32)
-    values.sub_(SYMMETRIC_ZERO_POINT if zero_point is None else zero_point.to(torch.float32).unsqueeze(-1))
+    if isinstance(zero_point, Tensor):
+        values.sub_(zero_point.to(torch.float32).unsqueeze(-1))
+    elif zero_point:
+        values.sub_(zero_point)
     values.mul_(scale.to(torch.float32).unsqueeze(-1))
     return from_groups(values, columns)

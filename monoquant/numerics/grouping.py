@@ -51,7 +51,7 @@ def from_groups(groups: Tensor, columns: int) -> Tensor:
     Returns:
         ``[rows, columns]``, same dtype.
     """
-    return groups.reshape(groups.shape[0], -1)[:, :columns]
+    return groups.flatten(1)[:, :columns]
 
 
 def row_chunks(rows: int, columns: int) -> Iterator[slice]:

@@ -24,6 +24,14 @@ class Energy:
     def __add__(self, other: Energy) -> Energy:
         return Energy(self.signal + other.signal, self.noise + other.noise)
 
+    def times(self, count: int) -> Energy:
+        """The energies of ``count`` equal measurements.
+
+        Args:
+            count: >= 0.
+        """
+        return Energy(self.signal * count, self.noise * count)
+
     @property
     def sqnr_db(self) -> float:
         """``10 * log10(signal / noise)`` in dB.

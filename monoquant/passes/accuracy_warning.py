@@ -9,7 +9,8 @@ import attrs
 from monoquant.checks import AccuracyGate
 from monoquant.context import QuantContext
 from monoquant.errors import ConfigError
-from monoquant.passes.base import PackPass, Pass
+from monoquant.passes.base import Pass
+from monoquant.passes.pack import PackPass
 from monoquant.passes.validation import ValidationPass
 from monoquant.report import QuantizationInfo
 from monoquant.summary import build_report

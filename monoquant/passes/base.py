@@ -7,7 +7,6 @@ from typing import ClassVar
 import attrs
 
 from monoquant.context import QuantContext
-from monoquant.values import Scheme
 
 
 @attrs.frozen
@@ -61,13 +60,3 @@ class Pass:
         Args:
             context: Shared state.
         """
-
-
-@attrs.frozen
-class PackPass(Pass):
-    """Base of the passes that turn float weights into packed ones."""
-
-    @property
-    def scheme(self) -> Scheme:
-        """How the pass represents the layers it packs."""
-        raise NotImplementedError(f"{type(self).__name__} must define its scheme")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from monoquant.context import QuantContext
 from monoquant.errors import ConfigError, InputError
-from monoquant.observers import InputSample, RowSampler
+from monoquant.observers import Call, Request
 from monoquant.passes.base import Pass
 from monoquant.report import CalibrationFacts
 from monoquant.restoring import undisturbed
@@ -22,6 +22,7 @@ from monoquant.values import Finding, Severity
 
 Forward = Callable[[nn.Module, Any], Any]
 Progress = Callable[[int, int], None]
+Observers = Mapping[tuple[str, Request[Any]], Any]
 
 
 def _check_data(_instance: Any, _attribute: Any, data: Any) -> None:
@@ -84,14 +85,19 @@ class CalibrationPass(Pass):
     progress: bool | Progress = attrs.field(default=False, validator=_check_progress)
 
     def run(self, context: QuantContext) -> None:
-        layers = [layer.name for layer in context.quantized_layers()]
-        samplers = {name: sampler for name in layers if (sampler := _sampler(context.wanted)) is not None}
-        modules = {name: context.module(name) for name in samplers}
-        with undisturbed(context.model), _observed(modules, samplers):
+        observers = {
+            (layer, request): request.observer() for layer in context.wanted for request in context.wanted[layer]
+        }
+        modules = {layer: context.module(layer) for layer in context.wanted}
+        with undisturbed(context.model), _observed(modules, observers):
             samples, batches = self._feed(context.model)
-        found = {name: sampler.result() for name, sampler in samplers.items()}
-        context.samples = {name: rows for name, rows in found.items() if rows is not None and len(rows)}
-        unseen = tuple(name for name in found if name not in context.samples)
+        context.observed = {
+            (layer, request): observer
+            for (layer, request), observer in observers.items()
+            if request.saw_something(observer)
+        }
+        seen = {layer for layer, _ in context.observed}
+        unseen = tuple(layer for layer in context.wanted if layer not in seen)
         context.calibration = CalibrationFacts(samples, batches, unseen)
         context.report([_unseen_finding(name) for name in unseen])
 
@@ -150,33 +156,26 @@ class CalibrationPass(Pass):
             ) from error
 
 
-def _sampler(wanted: list[InputSample]) -> RowSampler | None:
-    # Requests differ only in their number of rows, so the largest one serves all.
-    return max(wanted, key=lambda request: request.rows).observer() if wanted else None
-
-
 @contextmanager
-def _observed(modules: Mapping[str, nn.Module], samplers: Mapping[str, RowSampler]) -> Iterator[None]:
+def _observed(modules: Mapping[str, nn.Module], observers: Observers) -> Iterator[None]:
     handles = []
     try:
         for name, module in modules.items():
-            handles.append(module.register_forward_pre_hook(_feeding(samplers[name]), with_kwargs=True))
+            own = [(request, observer) for (layer, request), observer in observers.items() if layer == name]
+            handles.append(module.register_forward_pre_hook(_feeding(own), with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _feeding(sampler: RowSampler) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = args[0] if args else kwargs.get("input")
-        if not isinstance(inputs, Tensor):
-            return
-        for part in inputs.unbind() if inputs.is_nested else (inputs,):
-            if (
-                part.dim() and part.shape[-1] == module.in_features
-            ):  # the layer itself refuses other widths, and says how
-                sampler.update(part)
+def _feeding(
+    observers: Sequence[tuple[Request[Any], Any]],
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def observe(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = Call(args, kwargs)
+        for request, observer in observers:
+            request.feed(observer, call)
 
     return observe
 
@@ -264,7 +263,7 @@ def _write_progress(samples: int, wanted: int) -> None:
 
 
 def _unseen_finding(layer: str) -> Finding:
-    message = f"Calibration never called layer {layer!r}, so only its weight is measured."
+    message = f"Calibration never called layer {layer!r}, so only its weights are measured."
     remedy = (
         "Use data that reaches it; some modules, such as MultiheadAttention, read a layer's weight without calling it."
     )

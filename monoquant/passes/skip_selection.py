@@ -21,8 +21,10 @@ from monoquant.rules import (
     ThresholdRule,
     TypeRule,
     ask,
+    ask_target,
+    most_careful,
 )
-from monoquant.values import BUILT_IN, CALLER, Action, Decision, Finding, Layer, Origin, Severity
+from monoquant.values import BUILT_IN, CALLER, Action, Decision, Finding, Layer, Origin, Severity, Target
 
 Types = type[nn.Module] | Iterable[type[nn.Module]]
 Names = str | Iterable[str]
@@ -72,6 +74,8 @@ class SkipSelectionPass(Pass):
         add_default_skips: bool = False,
         extra_rules: Iterable[SkipRule] = (),
         on_unmatched: Literal["report", "error"] = "report",
+        skip_to: str | None = None,
+        defaults: bool = True,
     ) -> SkipSelectionPass:
         """Build the pass from HuggingFace-style options.
 
@@ -87,22 +91,25 @@ class SkipSelectionPass(Pass):
             add_default_skips: True: explicit values add to the defaults instead of replacing them.
             extra_rules: Further rules.
             on_unmatched: As in the class.
+            skip_to: What the layers of all these options, defaults included, are reduced to instead of staying in
+                float; default None. ``extra_rules`` have their own.
+            defaults: Whether there are defaults at all; False for other precisions than INT4.
 
         Raises:
             ConfigError: For a value of the wrong kind.
         """
         options: list[tuple[list[SkipRule], SkipRule | None]] = [
-            (name_rules(modules_to_not_convert), NameRule(*INT4_SKIP_NAMES)),
-            (type_rules(skip_layer_types), TypeRule(*INT4_SKIP_TYPES)),
-            (name_rules(skip_layer_names), None),
-            (_threshold_rules(skip_param_threshold), ThresholdRule(INT4_SKIP_THRESHOLD)),
+            (name_rules(modules_to_not_convert, skip_to), NameRule(*INT4_SKIP_NAMES, skip_to=skip_to)),
+            (type_rules(skip_layer_types, skip_to), TypeRule(*INT4_SKIP_TYPES, skip_to=skip_to)),
+            (name_rules(skip_layer_names, skip_to), None),
+            (_threshold_rules(skip_param_threshold, skip_to), ThresholdRule(INT4_SKIP_THRESHOLD, skip_to)),
         ]
         given = (modules_to_not_convert, skip_layer_types, skip_layer_names, skip_param_threshold)
         rules: list[RegisteredRule] = [Registered(rule, CALLER) for rule in _listed("rules", extra_rules)]
         replaced: list[RegisteredRule] = []
         for value, (explicit, default) in zip(given, options, strict=True):
             rules += [Registered(rule, CALLER) for rule in explicit]
-            if default is not None:
+            if default is not None and defaults:
                 kept = value is None or add_default_skips
                 (rules if kept else replaced).append(Registered(default, BUILT_IN))
         return cls(rules, on_unmatched, replaced)
@@ -110,9 +117,12 @@ class SkipSelectionPass(Pass):
     def plan(self, context: QuantContext) -> None:
         asked = (*self.rules, *context.registry.skip_rules)
         for layer in context.undecided():
-            decision = _first_reason(asked, layer)
-            if decision is not None:
-                context.decide(decision)
+            found = _first_reason(asked, layer)
+            if found is not None and found.to is None:
+                context.decide(Decision(layer.name, Action.SKIP, found.reason, found.rule, found.origin))
+            elif found is not None and found.to is not None:
+                context.redirect(layer.name, Target(found.to, found.reason, found.rule, found.origin))
+        _redirect_ties(context)
         self._report_unmatched(context, asked)
 
     def prepare(self, context: QuantContext) -> None:
@@ -132,12 +142,37 @@ class SkipSelectionPass(Pass):
             context.report(_idle(entries, origin))
 
 
-def _first_reason(rules: Iterable[RegisteredRule], layer: Layer) -> Decision | None:
+@attrs.frozen
+class _Found:
+    to: str | None
+    reason: str
+    rule: str
+    origin: Origin
+
+
+def _first_reason(rules: Iterable[RegisteredRule], layer: Layer) -> _Found | None:
     for rule in rules:
         reason = ask(rule.value, layer, rule.origin)
         if reason is not None:
-            return Decision(layer.name, Action.SKIP, reason, repr(rule.value), rule.origin)
+            to = ask_target(rule.value, layer, rule.origin)
+            return _Found(to, reason, repr(rule.value), rule.origin)
     return None
+
+
+def _redirect_ties(context: QuantContext) -> None:
+    """Give layers that share a weight one target: the one that keeps most of it."""
+    undecided = {layer.name: layer for layer in context.undecided()}
+    for layer in undecided.values():
+        group = [name for name in (layer.name, *layer.ties) if name in undecided]
+        targets = {name: context.targets[name] for name in group if name in context.targets}
+        if not targets:
+            continue
+        chosen = most_careful(target.to for target in targets.values())
+        leader = next(name for name, target in targets.items() if target.to == chosen)
+        for name in group:
+            if name not in targets or targets[name].to != chosen:
+                reason = f"it is tied to {leader!r}: {targets[leader].reason}"
+                context.redirect(name, attrs.evolve(targets[leader], reason=reason))
 
 
 def _mistake(entry: str) -> Finding:
@@ -159,11 +194,12 @@ def _unprotected(defaults: Iterable[RegisteredRule], context: QuantContext) -> I
                 yield Finding("default-replaced", Severity.INFO, message, layer.name, remedy)
 
 
-def name_rules(names: Names | None) -> list[SkipRule]:
+def name_rules(names: Names | None, skip_to: str | None = None) -> list[SkipRule]:
     """A NameRule of an option's value; none for None or an empty list.
 
     Args:
         names: One name, several, or None.
+        skip_to: As in SkipRule; default None.
 
     Raises:
         ConfigError: For anything else.
@@ -171,14 +207,15 @@ def name_rules(names: Names | None) -> list[SkipRule]:
     if names is None:
         return []
     entries = [names] if isinstance(names, str) else _listed("layer names", names)
-    return [NameRule(*entries)] if entries else []
+    return [NameRule(*entries, skip_to=skip_to)] if entries else []
 
 
-def type_rules(types: Types | None) -> list[SkipRule]:
+def type_rules(types: Types | None, skip_to: str | None = None) -> list[SkipRule]:
     """A TypeRule of an option's value; none for None or an empty list.
 
     Args:
         types: One module class, several, or None.
+        skip_to: As in SkipRule; default None.
 
     Raises:
         ConfigError: For anything else.
@@ -188,13 +225,13 @@ def type_rules(types: Types | None) -> list[SkipRule]:
     if isinstance(types, str):
         raise ConfigError(f"{types!r}: give module classes such as nn.Embedding, not names")
     kinds = [types] if isinstance(types, type) else _listed("module classes", types)
-    return [TypeRule(*kinds)] if kinds else []
+    return [TypeRule(*kinds, skip_to=skip_to)] if kinds else []
 
 
-def _threshold_rules(threshold: int | None) -> list[SkipRule]:
+def _threshold_rules(threshold: int | None, skip_to: str | None) -> list[SkipRule]:
     if threshold is None:
         return []
-    rule = ThresholdRule(threshold)
+    rule = ThresholdRule(threshold, skip_to)
     return [rule] if threshold else []
 
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 
 from monoquant.context import QuantContext
 from monoquant.errors import PassError, ValidationError, quoted
-from monoquant.measurement import is_finite, measure_layer, survives_saving
-from monoquant.observers import InputSample
-from monoquant.passes.base import PackPass, Pass
+from monoquant.measurement import (
+    Measurement,
+    is_finite,
+    measure_calls,
+    measure_product,
+    measure_weight,
+    survives_saving,
+)
+from monoquant.modules.integer_compute import IntegerCompute
+from monoquant.modules.packed_layer import PackedLayer
+from monoquant.modules.reparametrized import refresh
+from monoquant.numerics.metrics import Energy
+from monoquant.observers import CallSample, CallSampler, InputSample, Request, RowSampler
+from monoquant.passes.base import Pass
 from monoquant.passes.calibration import CalibrationPass
+from monoquant.passes.pack import PackPass
 from monoquant.report import ValidationResult
 from monoquant.report.info import MEBIBYTE
+from monoquant.restoring import undisturbed
 from monoquant.summary import headline_sqnr, model_bytes
 from monoquant.values import Finding, Severity
 from monoquant.verdict import policy_validator
@@ -33,7 +46,10 @@ class ValidationPass(Pass):
     Args:
         on_failure: What to do when a layer fails a check: ``"error"`` (default) raises, ``"warn"`` and ``"ignore"``
             leave it to the findings and ``ValidationResult.errors``.
-        sample_rows: Input rows per layer to measure outputs on; default 256. Memory: rows * in_features per layer.
+        sample_rows: Input rows per layer to measure the outputs of products on; default 256. Memory: rows * in_features
+            per layer.
+        sample_bytes: Bytes of inputs per layer to measure the outputs of other layers on (convolutions, attention,
+            recurrent layers, embeddings, ...); default 4 MiB. A single sample is used even if it is larger.
     """
 
     follows: ClassVar[tuple[type[Pass], ...]] = (PackPass,)
@@ -41,13 +57,27 @@ class ValidationPass(Pass):
     single: ClassVar[bool] = True
 
     on_failure: Literal["error", "warn", "ignore"] = attrs.field(default="error", validator=policy_validator)
-    sample_rows: int = attrs.field(default=256)
+    sample_rows: int = 256
+    sample_bytes: int = 1 << 22
 
     def __attrs_post_init__(self) -> None:
-        InputSample(self.sample_rows)  # refuses bad settings now rather than in the run
+        InputSample(self.sample_rows, 1)  # refuses bad settings now rather than in the run
+        CallSample(self.sample_bytes)
 
     def prepare(self, context: QuantContext) -> None:
-        context.want(InputSample(self.sample_rows))
+        for layer in context.quantized_layers():
+            context.want(*self._probe(layer.name, context))
+
+    def _probe(self, layer: str, context: QuantContext) -> tuple[str, Request[Any]]:
+        """The module whose calls show a layer's outputs, and what to remember of them."""
+        packable = context.packable(layer)
+        owner, _, name = layer.rpartition(".")
+        if name and packable.adapter.read_by_owner(context.module(layer)):
+            return owner, CallSample(self.sample_bytes)
+        if not packable.adapter.takes_rows:
+            return layer, CallSample(self.sample_bytes)
+        (form,) = packable.forms.values()
+        return layer, InputSample(self.sample_rows, form.columns)
 
     def requires(self, context: QuantContext) -> None:
         missing = [layer.name for layer in context.quantized_layers() if layer.name not in context.packed]
@@ -56,23 +86,60 @@ class ValidationPass(Pass):
 
     def run(self, context: QuantContext) -> None:
         failures: list[tuple[str, str]] = []
-        for layer in context.quantized_layers():
-            name = layer.name
-            packed = context.packed[name]
-            sample = context.samples.get(name)
-            context.measurements[name] = measure_layer(context.original_weight(name), packed.weight, sample)
-            outcomes = {
-                _CODES: packed.weight.digest() == packed.digest,
-                _SAVING: survives_saving(packed.weight),
-                _RANGE: is_finite(packed.weight),
-            }
-            failures += [(code, name) for code, passed in outcomes.items() if not passed]
+        with undisturbed(context.model):
+            for module in context.model.modules():
+                refresh(module)
+            for layer in context.quantized_layers():
+                context.measurements[layer.name] = self._measure(layer.name, context)
+                failures += [(code, layer.name) for code in _failed_checks(context.packed[layer.name])]
         context.validation = _result(context, failures)
         context.report([_finding(code, name) for code, name in failures])
         if failures and self.on_failure == "error":
             layers = tuple(dict.fromkeys(name for _, name in failures))
             message = "validation failed:\n" + "\n".join(context.validation.errors)
             raise ValidationError(message, layers=layers, result=context.validation)
+
+    def _measure(self, layer: str, context: QuantContext) -> Measurement:
+        where, request = self._probe(layer, context)
+        packed, observer = context.packed[layer], context.observer(where, request)
+        sample = observer.result() if isinstance(observer, RowSampler) else None
+        in_integers = issubclass(packed.mixin, IntegerCompute)
+        originals = {name: context.original_weight(layer, name) for name in packed.weights}
+        product_inputs = None if in_integers else sample
+        measured = sum(
+            (measure_weight(originals[name], weight, product_inputs) for name, weight in packed.weights.items()),
+            Measurement(),
+        )
+        if sample is not None and in_integers:
+            matrix = packed.weights["weight"].form.to_matrix(originals["weight"])
+            product = measure_product(matrix, packed.detached(context.module(layer)), sample)
+            return attrs.evolve(measured, output=product, rows=len(sample))
+        if isinstance(observer, CallSampler):
+            output, rows = _measure_calls(packed, where, layer, observer, context)
+            return attrs.evolve(measured, output=output, rows=rows)
+        return measured
+
+
+def _measure_calls(
+    packed: PackedLayer, where: str, layer: str, seen: CallSampler, context: QuantContext
+) -> tuple[Energy | None, int]:
+    module = context.module(where)
+    if "forward" in vars(module):
+        return None, 0  # a forward that belongs to the object would be bound to the float module in the copy, too
+    owned = layer.removeprefix(where).lstrip(".")
+    twin = packed.detached_owner(module, owned) if owned else packed.detached(module)
+    output, rows = measure_calls(module, twin, seen.calls)
+    return (output, rows) if rows else (None, 0)
+
+
+def _failed_checks(packed: PackedLayer) -> list[str]:
+    weights = packed.weights
+    outcomes = {
+        _CODES: all(weight.digest() == packed.digests[name] for name, weight in weights.items()),
+        _SAVING: all(map(survives_saving, weights.values())),
+        _RANGE: all(map(is_finite, weights.values())),
+    }
+    return [code for code, passed in outcomes.items() if not passed]
 
 
 def _result(context: QuantContext, failures: list[tuple[str, str]]) -> ValidationResult:

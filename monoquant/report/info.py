@@ -9,7 +9,7 @@ import torch
 
 from monoquant.report.quant_report import QuantReport
 from monoquant.report.records import LayerReport
-from monoquant.values import INT4, Action
+from monoquant.values import INT4, Action, AnyScheme, HalfScheme
 
 MEBIBYTE = 1 << 20
 
@@ -22,7 +22,7 @@ class QuantizationInfo:
         selected_layers: Names of the quantized layers.
         skipped_layers: Names of the layers that a rule kept in float.
         calibration_samples_used: Samples seen in calibration; 0 without calibration.
-        dtype: torch.int4 for 4 bits.
+        dtype: torch.int4, torch.int8, torch.float16 or torch.bfloat16: what most layers were reduced to.
         symmetric: Whether codes are symmetric around zero.
         sqnr_db: Median layer-output SQNR where outputs were measured, else pooled weight SQNR; dB. None: not measured.
         original_size_mb: MiB of all parameters and buffers before; None: not measured.
@@ -66,7 +66,7 @@ class QuantizationInfo:
             skipped_layers=names[Action.SKIP],
             unsupported_layers=names[Action.UNSUPPORTED],
             calibration_samples_used=report.calibration.samples if report.calibration else 0,
-            dtype=INT4,
+            dtype=dtype_of(report.scheme),
             symmetric=report.scheme.symmetric,
             sqnr_db=validation.sqnr_db if validation else None,
             sqnr_kind=None if validation is None else ("output" if measured_outputs else "weight"),
@@ -75,3 +75,17 @@ class QuantizationInfo:
             compression_ratio=validation.compression_ratio if validation else None,
             layers=report.layers,
         )
+
+
+def dtype_of(scheme: AnyScheme) -> torch.dtype:
+    """The dtype that stands for a representation.
+
+    Args:
+        scheme: The representation.
+
+    Returns:
+        torch.int4, torch.int8, torch.float16 or torch.bfloat16.
+    """
+    if isinstance(scheme, HalfScheme):
+        return scheme.dtype
+    return INT4 if scheme.bits == 4 else torch.int8

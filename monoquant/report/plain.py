@@ -20,7 +20,7 @@ def to_plain(value: Any) -> Any:
     """Reduce a value to dicts, lists, strings, numbers, booleans and None.
 
     Args:
-        value: An attrs instance, or anything one may hold: enums, dtypes, tuples, lists, floats.
+        value: An attrs instance, or anything one may hold: enums, dtypes, tuples, lists, dicts, floats.
 
     Returns:
         Values that strict JSON can hold; fields that equal their default are left out.
@@ -32,6 +32,8 @@ def to_plain(value: Any) -> Any:
         return value.name.lower()
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [to_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -66,7 +68,11 @@ def from_plain(kind: type[T], data: Any) -> T:
 def _build(kind: Any, data: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return None if data is None else _build(next(option for option in arguments if option is not type(None)), data)
+        return None if data is None else _build(_option(arguments, data), data)
+    if origin is typing.Literal:
+        if data not in arguments:
+            raise ValueError(f"{data!r} is not one of {arguments}")
+        return data
     if origin in (tuple, list):
         return origin(_build(item_kind, item) for item_kind, item in _paired(arguments, data))
     if attrs.has(kind):
@@ -81,6 +87,13 @@ def _build(kind: Any, data: Any) -> Any:
     if not isinstance(data, kind):
         raise TypeError(f"{data!r} is not a {kind.__name__}")
     return data
+
+
+def _option(kinds: tuple[Any, ...], data: Any) -> Any:
+    """Which kind of a union a value is of: the first class that has all the fields that are given."""
+    options = [kind for kind in kinds if kind is not type(None)]
+    fitting = (kind for kind in options if attrs.has(kind) and data.keys() <= attrs.fields_dict(kind).keys())
+    return options[0] if len(options) == 1 else next(fitting, options[0])
 
 
 def _paired(kinds: tuple[Any, ...], data: list[Any]) -> list[tuple[Any, Any]]:

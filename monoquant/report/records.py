@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import torch
 
-from monoquant.values import BUILT_IN, Action, Finding, Origin, Scheme
+from monoquant.values import BUILT_IN, Action, AnyScheme, Finding, Origin
 
 
 @attrs.frozen
@@ -25,11 +25,13 @@ class LayerReport:
         rule: The rule that said skip, as text.
         origin: Who decided.
         remedy: What would make an unsupported layer possible.
-        scheme: Representation of the weight; None if it stayed float.
+        scheme: Representation of the weights; None if they stayed float.
+        weights: Names of the packed parameters; empty if it stayed float.
+        compute: How the packed layer runs.
         weight_sqnr_db: SQNR of the weight in dB; None if not measured.
         reference_sqnr_db: What the same scheme reaches on Gaussian weights, in dB.
         output_sqnr_db: SQNR of the layer's output on calibration inputs in dB; None if none were seen.
-        sample_rows: Calibration input rows the output was measured on.
+        sample_rows: Calibration input rows, or samples, the output was measured on.
         aliases: Further names of the same module.
     """
 
@@ -45,7 +47,9 @@ class LayerReport:
     rule: str | None = None
     origin: Origin = BUILT_IN
     remedy: str = ""
-    scheme: Scheme | None = None
+    scheme: AnyScheme | None = None
+    weights: tuple[str, ...] = ()
+    compute: str = ""
     weight_sqnr_db: float | None = None
     reference_sqnr_db: float | None = None
     output_sqnr_db: float | None = None
@@ -108,7 +112,7 @@ class ReportData:
     """The fields of a report: everything that was decided and measured in one run.
 
     Args:
-        scheme: The scheme that was asked for.
+        scheme: The scheme that was asked for; layers may have others.
         layers: One record per layer, in model order; together they own every parameter.
         findings: What a person should know, worst first.
         original_bytes: Bytes of all parameters and buffers before, shared memory counted once.
@@ -119,7 +123,7 @@ class ReportData:
         versions: Pairs of package and version: monoquant, torch, active plugins.
     """
 
-    scheme: Scheme
+    scheme: AnyScheme
     layers: tuple[LayerReport, ...]
     findings: tuple[Finding, ...]
     original_bytes: int

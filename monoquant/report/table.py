@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from monoquant.report.records import LayerReport, ReportData
 from monoquant.report.wording import grouped
@@ -68,7 +69,7 @@ def render(report: ReportData) -> str:
 
 
 def _row(record: LayerReport) -> tuple[str, ...]:
-    why = f"{record.reason}; {record.remedy}" if record.remedy else record.reason
+    why = "; ".join(filter(None, (record.reason, record.compute, record.remedy)))
     if record.aliases:
         why += f"; also named {', '.join(record.aliases)}"
     if record.origin != BUILT_IN:
@@ -85,7 +86,11 @@ def _summary(report: ReportData) -> list[str]:
     counts = ", ".join(f"{len(report.by_action(action))} {action.value}" for action in _ORDER)
     ratio = report.original_bytes / max(report.quantized_bytes, 1)
     before, after = format_bytes(report.original_bytes), format_bytes(report.quantized_bytes)
-    lines = [f"{report.scheme}: {counts}", f"parameters and buffers: {before} -> {after} ({ratio:.2f}x smaller)"]
+    lines = [
+        f"{report.scheme}: {counts}",
+        *_mixture(report),
+        f"parameters and buffers: {before} -> {after} ({ratio:.2f}x smaller)",
+    ]
     outputs = [record.output_sqnr_db for record in report.layers if record.output_sqnr_db is not None]
     if outputs:
         worst = f"worst {format_db(_smallest(outputs))} dB"
@@ -99,6 +104,13 @@ def _summary(report: ReportData) -> list[str]:
         lines.append(f"calibration: {seen.samples} samples in {seen.batches} batches")
     lines.append("with " + ", ".join(f"{name} {version}" for name, version in report.versions))
     return lines
+
+
+def _mixture(report: ReportData) -> list[str]:
+    """How many layers have which representation, where they differ."""
+    counts = Counter(str(record.scheme) for record in report.layers if record.scheme is not None)
+    listed = ", ".join(f"{count} {scheme}" for scheme, count in counts.most_common())
+    return [f"layers: {listed}"] if len(counts) > 1 else []
 
 
 def _median_of(report: ReportData) -> float | None:

@@ -24,9 +24,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Generator, Tensor, nn
 
-from monoquant.modules.linear_like import PACKABLE_DTYPES
 from monoquant.rules import NameRule, SkipRule, ThresholdRule, TypeRule
-from monoquant.values import SCALE_DTYPES, Ancestor, Layer, Scheme
+from monoquant.values import PACKABLE_DTYPES, SCALE_DTYPES, Ancestor, Layer, Scheme
 
 _USUAL_GROUP_SIZES: Final = (128, 64, 32, 256, 16, 1)
 _TELLING_COLUMNS: Final = (1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 192, 255, 256, 257)

@@ -6,19 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import monoquant as mq
-from monoquant.container import read_container, write_container
 
 
 def quantized(model: nn.Module, **options: Any) -> mq.QuantResult:
@@ -178,18 +174,45 @@ def test_a_wrong_architecture_is_refused_with_all_differences(small: nn.Module, 
         assert part in text
 
 
-def test_layers_of_other_shape_or_kind_are_refused(tmp_path: Path) -> None:
-    """An odd number of columns that packs to the same bytes is told apart, as is a layer with its own forward."""
+class Own(nn.Linear):
+    """Computes something else with its weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 1
+
+
+class Slotted(nn.Linear):
+    """Cannot be packed."""
+
+    __slots__ = ("extra",)
+
+
+def test_layers_of_other_shape_or_kind_are_refused(tmp_path: Path, unchanged: Any) -> None:
+    """An odd number of columns that packs to the same bytes is told apart, as is what cannot take the file's layer."""
     _, path = saved(nn.Sequential(nn.Linear(33, 20)), tmp_path)
-    with pytest.raises(mq.FileError, match=r"'0' of shape \(20, 34\) does not fit: .* is \[1, 4, 20, 33, 33, 0\]"):
-        mq.load(path, nn.Sequential(nn.Linear(34, 20)))
+    integers = tmp_path / "integers.safetensors"
+    mq.save(quantized(nn.Sequential(nn.Linear(33, 20)), bits=8, activations="dynamic"), integers)
+    for file, layer, text in (
+        (path, nn.Linear(34, 20), r"'0' of shape \(20, 34\) does not fit: its weight has shape \(20, 33\) in the file"),
+        (path, Slotted(33, 20), "'0' cannot be packed: Slotted defines __slots__"),
+        (path, nn.LayerNorm(33), "'0' cannot be packed: LayerNorm has no weight matrix"),
+        (path, nn.Conv1d(33, 20, 1), r"'0' of shape \(20, 33, 1\) does not fit"),
+        (integers, Own(33, 20), "'0' multiplied integers, and cannot here: Own has a forward of its own"),
+    ):
+        model = nn.Sequential(layer)
+        check = unchanged(model)
+        with pytest.raises(mq.FileError, match=text):
+            mq.load(file, model)
+        check()
 
-    class Own(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:
-            return super().forward(input) + 1
 
-    with pytest.raises(mq.FileError, match="'0' cannot be packed: Own has a forward of its own"):
-        mq.load(path, nn.Sequential(Own(33, 20)))
+def test_a_layer_with_its_own_forward_keeps_it(tmp_path: Path) -> None:
+    """Weights of a Linear load into a subclass of it, which goes on computing what it computes."""
+    result, path = saved(nn.Sequential(nn.Linear(33, 20)), tmp_path, skip_param_threshold=0)
+    loaded = mq.load(path, nn.Sequential(Own(33, 20)))
+    x = torch.linspace(-1, 1, 66).reshape(2, 33)
+    assert isinstance(loaded[0], Own)
+    assert torch.equal(loaded(x), result.model(x) + 1)
 
 
 def test_a_quantized_model_is_no_target(small: nn.Module, tmp_path: Path) -> None:
@@ -237,91 +260,6 @@ def test_an_exception_while_filling_leaves_the_model_as_it_was(
     check = unchanged(fresh)
     with pytest.raises(KeyboardInterrupt):
         mq.load(path, fresh)
-    check()
-
-
-@pytest.fixture(scope="module")
-def small_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
-    """The bytes of one saved model, and a folder for damaged copies."""
-    folder = tmp_path_factory.mktemp("damage")
-    torch.manual_seed(0)
-    _, path = saved(nn.Sequential(nn.Linear(40, 24)), folder)
-    return path.read_bytes(), folder
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_flipped_bit_is_refused(small_file: tuple[bytes, Path], data: st.DataObject) -> None:
-    """Wherever a bit flips, in header, metadata or tensors, loading refuses before it touches the model."""
-    content, folder = small_file
-    bit = data.draw(st.integers(0, 8 * len(content) - 1))
-    damaged = bytearray(content)
-    damaged[bit // 8] ^= 1 << (bit % 8)
-    path = folder / "flipped.safetensors"
-    path.write_bytes(damaged)
-    model = nn.Sequential(nn.Linear(40, 24))
-    before = model[0].weight
-    with pytest.raises(mq.FileError):
-        mq.load(path, model)
-    assert type(model[0]) is nn.Linear
-    assert model[0].weight is before
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_truncation_is_refused(small_file: tuple[bytes, Path], data: st.DataObject) -> None:
-    """A file cut short anywhere is refused."""
-    content, folder = small_file
-    path = folder / "cut.safetensors"
-    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    with pytest.raises(mq.FileError):
-        mq.load(path, nn.Sequential(nn.Linear(40, 24)))
-
-
-def rewritten(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], None]) -> None:
-    """Change a file's content and give it valid hashes again."""
-    tensors, metadata = read_container(path)
-    metadata = {key: text for key, text in metadata.items() if "sha256" not in key}
-    change(tensors, metadata)
-    write_container(path, tensors, metadata)
-
-
-def set_text(key: str, text: str) -> Callable[[dict[str, Tensor], dict[str, str]], None]:
-    """A change of one metadata text."""
-    return lambda _tensors, metadata: metadata.update({key: text})
-
-
-CHANGES = [
-    (set_text("format", "gguf"), "not written by monoquant.save"),
-    (set_text("format_version", "99"), "format version 99, this monoquant reads version 1"),
-    (set_text("report", "{}"), "report version None"),
-    (set_text("report", "not json"), "metadata cannot be read"),
-    (set_text("report", '{"version": 1, "scheme": {"bits": 3}}'), "cannot be read"),
-    (set_text("aliases", "[1"), "metadata cannot be read"),
-    (set_text("dtypes", '{"0": "float3"}'), "metadata cannot be read"),
-    (set_text("dtypes", '{"0": "int8"}'), "metadata cannot be read"),
-    (set_text("dtypes", "[]"), "metadata cannot be read"),
-    (set_text("aliases", "[]"), "metadata cannot be read"),
-    (set_text("aliases", '{"0.bias": 3}'), "metadata cannot be read"),
-    (set_text("aliases", '{"0.bias2": "nope"}'), "names tensors that it does not hold: nope"),
-    (lambda tensors, _: tensors.pop("0.packed_weight.scale"), 'Missing key.*"scale"'),
-    (lambda tensors, _: tensors.pop("0.packed_weight.layout"), "Missing key.*layout"),
-    (lambda tensors, _: tensors.pop("0.bias"), "missing in the file: 0.bias"),
-    (lambda tensors, _: tensors.update(more=torch.ones(1)), "not in the model: more"),
-    (lambda tensors, _: tensors["0.packed_weight.layout"].add_(1), "format version"),
-    (lambda tensors, _: tensors["0.packed_weight.layout"][4].add_(1), "layout"),
-]
-
-
-@pytest.mark.parametrize(("change", "text"), CHANGES, ids=[text for _, text in CHANGES])
-def test_inconsistent_content_is_refused(tmp_path: Path, unchanged: Any, change: Any, text: str) -> None:
-    """Files with valid hashes but wrong content are refused too, and the model stays as it was."""
-    _, path = saved(nn.Sequential(nn.Linear(40, 24)), tmp_path)
-    rewritten(path, change)
-    model = nn.Sequential(nn.Linear(40, 24))
-    check = unchanged(model)
-    with pytest.raises(mq.FileError, match=text):
-        mq.load(path, model)
     check()
 
 

@@ -14,6 +14,7 @@ from monoquant.hooks import PluginManager
 
 RULES_HOOK = "monoquant_register_skip_rules"
 CHECKS_HOOK = "monoquant_register_warning_checks"
+ADAPTERS_HOOK = "monoquant_register_module_adapters"
 ORIGIN = mq.Origin("broken", "2.0")
 SCHEME = mq.Scheme()
 RULE = mq.NameRule("gate")
@@ -29,7 +30,7 @@ def make_plugin(**members: Any) -> types.ModuleType:
 def returning(answer: Any) -> Callable[..., Any]:
     """A hook that returns one answer, still without its marker."""
 
-    def hook(scheme: mq.Scheme) -> Any:
+    def hook() -> Any:
         return answer
 
     return hook
@@ -134,7 +135,9 @@ WRONG_ANSWERS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("answer", "told"), WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
-@pytest.mark.parametrize(("hook", "kind"), [(RULES_HOOK, "SkipRule"), (CHECKS_HOOK, "WarningCheck")])
+@pytest.mark.parametrize(
+    ("hook", "kind"), [(RULES_HOOK, "SkipRule"), (CHECKS_HOOK, "WarningCheck"), (ADAPTERS_HOOK, "ModuleAdapter")]
+)
 def test_a_wrong_answer_is_refused(hook: str, kind: str, answer: Any, told: str) -> None:
     """The error names plugin, version, hook, what it returned and what it should have returned."""
     with pytest.raises(mq.PluginError, match=rf"^plugin broken 2\.0: {hook} returned {told}; .*instances of {kind}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import monoquant as mq
+from monoquant.adapters.choice import BUILT_IN_ADAPTERS
 from monoquant.checks import BUILT_IN_CHECKS
 from monoquant.hooks import PluginManager, builtin, specs
 from monoquant.values import BUILT_IN
@@ -15,6 +16,15 @@ def test_built_in_checks_are_marked_hooks() -> None:
     implementation = builtin.monoquant_register_warning_checks
     assert hasattr(implementation, f"{specs.PROJECT}_impl")
     assert tuple(implementation(mq.Scheme())) == BUILT_IN_CHECKS
+
+
+def test_built_in_adapters_are_marked_hooks() -> None:
+    """So do the adapters."""
+    implementation = builtin.monoquant_register_module_adapters
+    assert hasattr(implementation, f"{specs.PROJECT}_impl")
+    assert tuple(implementation()) == BUILT_IN_ADAPTERS
+    adapters = PluginManager(discover=False).adapters()
+    assert adapters == tuple(mq.Registered(adapter, BUILT_IN) for adapter in BUILT_IN_ADAPTERS)
 
 
 def test_manager_and_bare_registry_agree_on_built_ins() -> None:

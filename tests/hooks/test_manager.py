@@ -17,6 +17,7 @@ from monoquant.hooks import PluginManager
 
 RULES_HOOK = "monoquant_register_skip_rules"
 CHECKS_HOOK = "monoquant_register_warning_checks"
+ADAPTERS_HOOK = "monoquant_register_module_adapters"
 ORIGIN = mq.Origin("example", "2.0")
 SCHEME = mq.Scheme()
 
@@ -31,7 +32,7 @@ def make_plugin(**members: Any) -> types.ModuleType:
 def returning(answer: Any) -> Callable[..., Any]:
     """A marked hook that returns one answer."""
 
-    def hook(scheme: mq.Scheme) -> Any:
+    def hook() -> Any:
         return answer
 
     return mq.hookimpl(hook)
@@ -68,6 +69,19 @@ def test_checks_join_the_built_in_ones() -> None:
     plugin = make_plugin(**{CHECKS_HOOK: returning([check])})
     checks = manager_with((plugin, ORIGIN)).registry(SCHEME).warning_checks
     assert checks == (*mq.Registry().warning_checks, mq.Registered(check, ORIGIN))
+
+
+def test_adapters_are_asked_before_the_built_in_ones() -> None:
+    """A plugin's adapters stand in front, by plugin name, so that they get the modules they know better."""
+    zebra, ant = mq.ParameterAdapter(nn.Linear, {"weight": 0}), mq.ParameterAdapter(nn.Linear, {"weight": 1})
+    plugins = [
+        (make_plugin(**{ADAPTERS_HOOK: returning([adapter])}), mq.Origin(name))
+        for adapter, name in ((zebra, "zebra"), (ant, "ant"))
+    ]
+    manager = manager_with(*plugins)
+    first, second, *others = manager.registry(SCHEME).adapters
+    assert (first, second) == (mq.Registered(ant, mq.Origin("ant")), mq.Registered(zebra, mq.Origin("zebra")))
+    assert tuple(others) == mq.Registry().adapters
 
 
 def test_instances_can_be_plugins() -> None:

@@ -12,8 +12,9 @@ import monoquant as mq
 from monoquant.hooks import specs
 
 SIGNATURES: dict[str, tuple[dict[str, Any], Any]] = {
-    "monoquant_register_skip_rules": ({"scheme": mq.Scheme}, Iterable[mq.SkipRule]),
-    "monoquant_register_warning_checks": ({"scheme": mq.Scheme}, Iterable[mq.WarningCheck]),
+    "monoquant_register_skip_rules": ({"scheme": mq.Scheme | mq.HalfScheme}, Iterable[mq.SkipRule]),
+    "monoquant_register_warning_checks": ({"scheme": mq.Scheme | mq.HalfScheme}, Iterable[mq.WarningCheck]),
+    "monoquant_register_module_adapters": ({}, Iterable[mq.ModuleAdapter]),
 }
 
 

@@ -1,5 +1,6 @@
 """Group-wise affine quantization: the error bound, exact values, and what must not change the result."""
 
+import attrs
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
@@ -9,21 +10,30 @@ from monoquant.numerics.affine import GroupCodes, dequantize, round_to_nearest
 from monoquant.numerics.grouping import group_count
 from monoquant.numerics.metrics import measure
 from monoquant.testing.strategies import schemes, weights
-from monoquant.values import SCALE_DTYPES, Scheme
+from monoquant.values import CODE_BITS, SCALE_DTYPES, Scheme
 
 thorough = settings(deadline=None, max_examples=200)
 normal = settings(deadline=None, max_examples=100)
 
-# float32 rounds a group's range (twice), a quotient and a product; each is off by at most 16 scales times 2**-24.
-ROUNDING = 4 * 16 * 2.0**-24
+
+def rounding(scheme: Scheme) -> float:
+    """float32 rounds a group's range (twice), a quotient and a product, each by 2**-24 of as many scales as codes."""
+    return 4 * (scheme.max_code + 1) * 2.0**-24
+
+
+def with_any_codes(scheme: Scheme, bits: int, whole_rows: bool) -> Scheme:
+    return attrs.evolve(scheme, bits=bits, group_size=None if whole_rows else scheme.group_size)
+
+
+every_scheme = st.builds(with_any_codes, schemes(), st.sampled_from(CODE_BITS), st.booleans())
 
 
 def float_values(codes: GroupCodes, scheme: Scheme) -> torch.Tensor:
-    return dequantize(codes.codes, codes.scale, codes.zero_point, scheme.group_size)
+    return dequantize(codes.codes, codes.scale, codes.zero_point, scheme.width(codes.codes.shape[1]))
 
 
 def per_element(parameters: torch.Tensor, scheme: Scheme, columns: int) -> torch.Tensor:
-    return parameters.repeat_interleave(min(scheme.group_size, columns), dim=1)[:, :columns]
+    return parameters.repeat_interleave(scheme.width(columns), dim=1)[:, :columns]
 
 
 def smallest_float32_weights(*multiples: float) -> torch.Tensor:
@@ -31,7 +41,7 @@ def smallest_float32_weights(*multiples: float) -> torch.Tensor:
 
 
 @thorough
-@given(weight=weights(), scheme=schemes())
+@given(weight=weights(), scheme=every_scheme)
 @example(weight=smallest_float32_weights(22, -3), scheme=Scheme(scale_dtype=torch.float32))
 @example(weight=smallest_float32_weights(20, -3), scheme=Scheme(scale_dtype=torch.float32, symmetric=True))
 def test_error_is_at_most_half_a_scale(weight: torch.Tensor, scheme: Scheme) -> None:
@@ -39,20 +49,21 @@ def test_error_is_at_most_half_a_scale(weight: torch.Tensor, scheme: Scheme) -> 
     quantized = round_to_nearest(weight, scheme)
     error = (weight.double() - float_values(quantized, scheme).double()).abs()
     scale = per_element(quantized.scale.double().abs(), scheme, weight.shape[1])
-    assert (error <= scale * (0.5 + ROUNDING)).all()
+    assert (error <= scale * (0.5 + rounding(scheme))).all()
 
 
 def needed_scale(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    chunks = weight.double().split(min(scheme.group_size, weight.shape[1]), dim=1)
+    chunks = weight.double().split(scheme.width(weight.shape[1]), dim=1)
     low = torch.stack([chunk.amin(1).clamp_max(0) for chunk in chunks], dim=1)
     high = torch.stack([chunk.amax(1).clamp_min(0) for chunk in chunks], dim=1)
     if not scheme.symmetric:
-        return high / 15 - low / 15
-    return torch.maximum(torch.maximum(high, -low) / 8, torch.minimum(high, -low) / 7.5)
+        return high / scheme.max_code - low / scheme.max_code
+    larger, smaller = torch.maximum(high, -low), torch.minimum(high, -low)
+    return torch.maximum(larger / scheme.middle_code, smaller / (scheme.middle_code - 0.5))
 
 
 @thorough
-@given(weight=weights(), scheme=schemes())
+@given(weight=weights(), scheme=every_scheme)
 def test_scale_is_no_larger_than_the_range_needs(weight: torch.Tensor, scheme: Scheme) -> None:
     """A scale is at most a step of its dtype above what the range of its group asks for: no accuracy is given away."""
     scale = round_to_nearest(weight, scheme).scale.double().abs()
@@ -66,7 +77,7 @@ def test_scale_is_no_larger_than_the_range_needs(weight: torch.Tensor, scheme: S
 
 
 @thorough
-@given(weight=weights(), scheme=schemes())
+@given(weight=weights(), scheme=every_scheme)
 def test_zero_stays_zero(weight: torch.Tensor, scheme: Scheme) -> None:
     """Pruned weights and dead rows are exactly zero afterwards, whatever else is in their group."""
     values = float_values(round_to_nearest(weight, scheme), scheme)
@@ -74,27 +85,27 @@ def test_zero_stays_zero(weight: torch.Tensor, scheme: Scheme) -> None:
 
 
 @thorough
-@given(weight=weights(), scheme=schemes())
+@given(weight=weights(), scheme=every_scheme)
 def test_codes_and_parameters_have_their_documented_form(weight: torch.Tensor, scheme: Scheme) -> None:
-    """Codes and zero points fit 4 bits, scales can be divided by, and all have their shapes and dtypes."""
+    """Codes and zero points fit their bits, scales can be divided by, and all have their shapes and dtypes."""
     quantized = round_to_nearest(weight, scheme)
-    parameters = (weight.shape[0], group_count(weight.shape[1], scheme.group_size))
+    parameters = (weight.shape[0], group_count(weight.shape[1], scheme.width(weight.shape[1])))
     assert quantized.codes.shape == weight.shape
     assert quantized.scale.shape == quantized.zero_point.shape == parameters
     assert quantized.codes.dtype == quantized.zero_point.dtype == torch.uint8
     assert quantized.scale.dtype == scheme.scale_dtype
-    assert int(quantized.codes.max()) <= 15
-    assert int(quantized.zero_point.max()) <= 15
+    assert int(quantized.codes.max()) < 2**scheme.bits
+    assert int(quantized.zero_point.max()) < 2**scheme.bits
     assert torch.isfinite(quantized.scale).all()
     assert (quantized.scale != 0).all()
     if scheme.symmetric:
-        assert (quantized.zero_point == 8).all()
+        assert (quantized.zero_point == 2 ** (scheme.bits - 1)).all()
     else:
         assert (quantized.scale > 0).all()
 
 
 @normal
-@given(weight=weights(), scheme=schemes(), seed=st.integers(0, 1000))
+@given(weight=weights(), scheme=every_scheme, seed=st.integers(0, 1000))
 def test_permuting_rows_permutes_the_result(weight: torch.Tensor, scheme: Scheme, seed: int) -> None:
     """Rows do not see each other, so their order changes nothing but the order."""
     order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(seed))
@@ -105,7 +116,7 @@ def test_permuting_rows_permutes_the_result(weight: torch.Tensor, scheme: Scheme
 
 
 @normal
-@given(weight=weights(), scheme=schemes(), cut=st.integers(0, 24))
+@given(weight=weights(), scheme=every_scheme, cut=st.integers(0, 24))
 def test_rows_alone_give_what_they_give_together(weight: torch.Tensor, scheme: Scheme, cut: int) -> None:
     """A matrix quantized in two pieces equals the matrix quantized whole, so chunking is invisible."""
     assume(0 < cut < len(weight))
@@ -117,7 +128,7 @@ def test_rows_alone_give_what_they_give_together(weight: torch.Tensor, scheme: S
 
 
 @normal
-@given(weight=weights(dtypes=(torch.float32, torch.float64)), scheme=schemes(), power=st.integers(-8, -1))
+@given(weight=weights(dtypes=(torch.float32, torch.float64)), scheme=every_scheme, power=st.integers(-8, -1))
 def test_a_power_of_two_scales_the_result(weight: torch.Tensor, scheme: Scheme, power: int) -> None:
     """Halving a weight halves its scales and leaves its codes alone, as long as nothing gets subnormal."""
     factor = 2.0**power
@@ -133,21 +144,21 @@ def test_a_power_of_two_scales_the_result(weight: torch.Tensor, scheme: Scheme, 
 
 
 def _uses_whole_range(quantized: GroupCodes, scheme: Scheme, columns: int) -> torch.Tensor:
-    width = min(scheme.group_size, columns)
-    chunks = quantized.codes.split(width, dim=1)
+    chunks = quantized.codes.split(scheme.width(columns), dim=1)
     low = torch.stack([chunk.amin(1) for chunk in chunks], dim=1)
     high = torch.stack([chunk.amax(1) for chunk in chunks], dim=1)
     if scheme.symmetric:
         return low == 0
-    return (torch.minimum(low, quantized.zero_point) == 0) & (torch.maximum(high, quantized.zero_point) == 15)
+    low, high = torch.minimum(low, quantized.zero_point), torch.maximum(high, quantized.zero_point)
+    return (low == 0) & (high == scheme.max_code)
 
 
 @thorough
-@given(weight=weights(), scheme=schemes())
+@given(weight=weights(), scheme=every_scheme)
 def test_requantizing_is_idempotent_where_the_range_is_used_up(weight: torch.Tensor, scheme: Scheme) -> None:
     """Groups that use both end codes (or symmetric code 0) find the very same codes and scale again.
 
-    A float32 scale has no spare bits for the division by 15, so it may move by a few roundings when asymmetric.
+    A float32 scale has no spare bits for the division by 15 or 255, so it may move by a few roundings when asymmetric.
     """
     columns = weight.shape[1]
     once = round_to_nearest(weight, scheme)
@@ -162,14 +173,14 @@ def test_requantizing_is_idempotent_where_the_range_is_used_up(weight: torch.Ten
 
 
 @normal
-@given(weight=weights(), scheme=schemes())
+@given(weight=weights(), scheme=every_scheme)
 def test_requantizing_never_coarsens(weight: torch.Tensor, scheme: Scheme) -> None:
     """Other groups may get a finer scale the second time, never a coarser one; all-zero groups excepted."""
     once = round_to_nearest(weight, scheme)
     values = float_values(once, scheme)
     twice = round_to_nearest(values, scheme)
-    width = min(scheme.group_size, weight.shape[1])
-    alive = torch.stack([chunk.abs().amax(1) > 0 for chunk in values.split(width, dim=1)], dim=1)
+    chunks = values.split(scheme.width(weight.shape[1]), dim=1)
+    alive = torch.stack([chunk.abs().amax(1) > 0 for chunk in chunks], dim=1)
     slack = 1 + (2.0**-21 if scheme.scale_dtype == torch.float32 else 0)
     before, after = once.scale.double().abs()[alive], twice.scale.double().abs()[alive]
     assert (after <= before * slack + (2.0**-149 if slack > 1 else 0)).all()
@@ -202,6 +213,30 @@ def test_known_groups(values: list[float], symmetric: bool, codes: list[int], sc
     assert quantized.zero_point.tolist() == [[zero_point]]
 
 
+@pytest.mark.parametrize(
+    ("values", "symmetric", "codes", "scale", "zero_point"),
+    [
+        (range(256), False, range(256), 1.0, 0),
+        ([-510.0, -2.0, 0.0], False, [0, 254, 255], 2.0, 255),
+        (range(-128, 128), False, range(256), 1.0, 128),
+        (range(-128, 128), True, range(256), 1.0, 128),
+        ([64.0, -63.5], True, [0, 255], -0.5, 128),
+        ([-127.5, 127.5], True, [0, 255], 1.0, 128),
+        ([0.0, 0.0], True, [128, 128], 1.0, 128),
+        ([3.0], True, [0], -0.0234375, 128),
+    ],
+)
+def test_known_groups_of_8_bits(
+    values: list[float], symmetric: bool, codes: list[int], scale: float, zero_point: int
+) -> None:
+    """The same with 256 codes, a whole row per scale."""
+    weight = torch.tensor([list(values)], dtype=torch.float32)
+    quantized = round_to_nearest(weight, Scheme(8, None, symmetric, torch.float32))
+    assert quantized.codes.tolist() == [list(codes)]
+    assert quantized.scale.tolist() == [[scale]]
+    assert quantized.zero_point.tolist() == [[zero_point]]
+
+
 def test_double_precision_decides_in_double_precision() -> None:
     """A float64 weight just above the middle of two codes goes up, although float32 would see it in the middle."""
     weight = torch.tensor([[0.5 + 2.0**-40, 0.5 - 2.0**-40, 15.0]], dtype=torch.float64)
@@ -209,15 +244,28 @@ def test_double_precision_decides_in_double_precision() -> None:
 
 
 @pytest.mark.parametrize("scale_dtype", SCALE_DTYPES, ids=str)
-def test_dequantize_without_zero_point_means_eight(scale_dtype: torch.dtype) -> None:
-    """The stored form of a symmetric matrix has no zero points and means the same as one full of eights."""
+def test_one_zero_point_can_stand_for_all(scale_dtype: torch.dtype) -> None:
+    """A symmetric matrix is stored without zero points, and means the same as one full of eights."""
     codes = torch.arange(16, dtype=torch.uint8).reshape(2, 8)
     scale = torch.tensor([[0.5, -1.0], [2.0, 0.25]], dtype=scale_dtype)
     eights = torch.full((2, 2), 8, dtype=torch.uint8)
-    values = dequantize(codes, scale, None, 5)
+    values = dequantize(codes, scale, 8, 5)
     assert torch.equal(values, dequantize(codes, scale, eights, 5))
     assert values.dtype == torch.float32
     assert values[0].tolist() == [-4.0, -3.5, -3.0, -2.5, -2.0, 3.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("scale_dtype", SCALE_DTYPES, ids=str)
+def test_signed_codes_mean_what_unsigned_ones_mean(scale_dtype: torch.dtype) -> None:
+    """INT8 is stored signed: 128 less in codes and zero points changes no value, and 0 is the middle."""
+    unsigned = torch.tensor([[0, 1, 127, 128], [254, 255, 3, 200]], dtype=torch.uint8)
+    signed = (unsigned.short() - 128).to(torch.int8)
+    scale = torch.tensor([[0.5, -1.0], [2.0, 0.25]], dtype=scale_dtype)
+    zero_point = torch.tensor([[7, 128], [0, 255]], dtype=torch.uint8)
+    shifted = (zero_point.short() - 128).to(torch.int8)
+    assert torch.equal(dequantize(signed, scale, shifted, 2), dequantize(unsigned, scale, zero_point, 2))
+    assert torch.equal(dequantize(signed, scale, 0, 2), dequantize(unsigned, scale, 128, 2))
+    assert dequantize(signed, scale, 0, 2)[0].tolist() == [-64.0, -63.5, 1.0, 0.0]
 
 
 def test_every_group_has_a_scale_of_its_own() -> None:
@@ -227,10 +275,18 @@ def test_every_group_has_a_scale_of_its_own() -> None:
     torch.testing.assert_close(quantized.scale, torch.tensor([[1.0, 100.0, 0.01]]))
 
 
-@pytest.mark.parametrize(("symmetric", "low", "high"), [(False, 19.8, 20.1), (True, 19.5, 19.9)])
-def test_gaussian_weights_reach_what_the_format_allows(symmetric: bool, low: float, high: float) -> None:
-    """Two million Gaussian weights in groups of 128 lose what is known of the format, no more and no less."""
+@pytest.mark.parametrize(
+    ("scheme", "low", "high"),
+    [
+        (Scheme(), 19.8, 20.1),
+        (Scheme(symmetric=True), 19.5, 19.9),
+        (Scheme(8), 44.4, 44.7),
+        (Scheme(8, None, True, torch.float32), 41.6, 41.9),
+    ],
+    ids=str,
+)
+def test_gaussian_weights_reach_what_the_format_allows(scheme: Scheme, low: float, high: float) -> None:
+    """Two million Gaussian weights lose what is known of the format, no more and no less."""
     weight = torch.randn(1024, 2048, generator=torch.Generator().manual_seed(7)) * 0.02
-    scheme = Scheme(symmetric=symmetric)
     energy = measure(weight, float_values(round_to_nearest(weight, scheme), scheme))
     assert low <= energy.sqnr_db <= high

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monoquant.modules.linear_like import PACKABLE_DTYPES
 from monoquant.numerics.metrics import Energy, energy_of, measure
 from monoquant.testing.strategies import weights
+from monoquant.values import PACKABLE_DTYPES
 
 quick = settings(deadline=None, max_examples=150)
 moderate = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-100)

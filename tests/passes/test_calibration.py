@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import monoquant as mq
+from monoquant.observers import InputSample, RowSampler
 from monoquant.passes.calibration import describe
 
 
@@ -126,37 +127,55 @@ def test_the_last_batch_is_cut_only_where_all_tensors_are_batched() -> None:
 
 
 def test_one_data_pass_serves_all_requests() -> None:
-    """Two passes that want samples of different size get the larger one from a single run over the data."""
+    """Passes that want samples of different size get each its own, from a single run over the data."""
 
     class Wanting(mq.Pass):
+        request = InputSample(7, 32)
+
         def prepare(self, context: mq.QuantContext) -> None:
-            context.want(InputSample(7))
+            context.want("linear", self.request)
 
         def run(self, context: mq.QuantContext) -> None:
-            rows.append(len(context.samples["linear"]))
-
-    from monoquant.observers import InputSample
+            rows.append(len(context.observer("linear", self.request).result()))
 
     rows: list[int] = []
     model = Recorder()
     head = [mq.SkipSelectionPass(), mq.CalibrationPass(batches()), mq.Int4PackPass()]
-    mq.Quantizer([*head, mq.ValidationPass(sample_rows=11), Wanting()]).run(model)
-    mq.Quantizer([*head, Wanting()]).run(model)
-    assert rows == [11, 7]
+    result = mq.Quantizer([*head, mq.ValidationPass(sample_rows=11), Wanting()]).run(model)
+    assert result.report.layers[0].sample_rows == 11
+    mq.Quantizer([*head, Wanting(), Wanting()]).run(model)
+    assert rows == [7, 7, 7]
     assert len(model.seen) == 2 * 4
+
+
+def test_equal_requests_share_an_observer() -> None:
+    """Two passes that want the same of a layer cost the memory of one."""
+    found: list[Any] = []
+
+    class Wanting(mq.Pass):
+        def prepare(self, context: mq.QuantContext) -> None:
+            context.want("linear", InputSample(7, 32))
+
+        def run(self, context: mq.QuantContext) -> None:
+            found.append(context.observer("linear", InputSample(7, 32)))
+
+    passes = [mq.SkipSelectionPass(), mq.CalibrationPass(batches()), mq.Int4PackPass(), Wanting(), Wanting()]
+    mq.Quantizer(passes).run(Recorder())
+    assert found[0] is found[1]
+    assert isinstance(found[0], RowSampler)
 
 
 def test_nothing_is_remembered_unless_asked() -> None:
     """Without a pass that wants samples no layer is observed."""
     model = Recorder()
-    context_samples = []
+    observed = []
 
     class Peek(mq.Pass):
         def run(self, context: mq.QuantContext) -> None:
-            context_samples.append(dict(context.samples))
+            observed.append((context.wanted, context.observed))
 
     mq.Quantizer([mq.SkipSelectionPass(), mq.CalibrationPass(batches()), mq.Int4PackPass(), Peek()]).run(model)
-    assert context_samples == [{}]
+    assert observed == [({}, {})]
 
 
 def test_runs_in_eval_without_gradients_and_restores_everything(small: nn.Module, tokens: Any, unchanged: Any) -> None:
@@ -322,7 +341,9 @@ def test_padded_batches_in_nested_tensors_are_sampled() -> None:
     _, result = calibrate([{"src": torch.randn(6, 7, 32), "src_key_padding_mask": padding}], model)
     records = {record.layer: record for record in result.report.by_action(mq.Action.QUANTIZE)}
     assert records["layers.0.linear1"].sample_rows == 6 * 5
-    assert records["layers.0.linear1"].output_sqnr_db > 15
+    assert records["layers.0.self_attn"].sample_rows == 6
+    assert records["layers.0.self_attn.out_proj"].sample_rows == 6
+    assert min(record.output_sqnr_db for record in records.values()) > 15
 
 
 def test_only_layers_to_be_quantized_are_observed() -> None:
@@ -331,7 +352,7 @@ def test_only_layers_to_be_quantized_are_observed() -> None:
 
     class Peek(mq.Pass):
         def run(self, context: mq.QuantContext) -> None:
-            kept.extend(context.samples)
+            kept.extend(layer for layer, _ in context.observed)
 
     model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
     passes = [mq.CalibrationPass(batches()), mq.SkipSelectionPass(mq.NameRule("1")), mq.Int4PackPass()]

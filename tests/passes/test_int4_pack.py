@@ -53,11 +53,19 @@ def test_bad_settings_are_refused_when_built(settings: dict[str, Any], text: str
         mq.Int4PackPass(**settings)
 
 
-@pytest.mark.parametrize("bits", [2, 8, True, "4"])
-def test_only_four_bits(bits: Any) -> None:
+@pytest.mark.parametrize("bits", [2, 3, 16, True, "4", 4.0, None])
+def test_only_four_or_eight_bits(bits: Any) -> None:
     """Other widths are refused rather than rounded to something else."""
-    with pytest.raises(mq.ConfigError, match="bits="):
+    with pytest.raises(mq.ConfigError, match=r"bits=.*give bits=4 or bits=8"):
         mq.Scheme(bits=bits)
+
+
+def test_the_pass_has_four_bits() -> None:
+    """Whatever else is set, codes have 4 bits; a whole row may share a scale."""
+    assert mq.Int4PackPass().scheme == mq.Scheme() == mq.Scheme(4, 128, False, torch.float16)
+    linear = nn.Linear(96, 40)
+    packed = run(linear, group_size=None, symmetric=True).model.packed_weight
+    assert (packed.scheme.bits, packed.scale.shape) == (4, (40, 1))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
@@ -126,20 +134,32 @@ def test_tiny_weights_are_reported() -> None:
     assert not [f for f in run(model, scale_dtype=torch.float32).report.findings if f.code == "scale-underflow"]
 
 
-def test_what_is_no_linear_is_unsupported_with_reason_and_remedy() -> None:
-    """Convolutions and own forwards are told apart from rules, each with what would make it possible."""
+def test_what_is_no_linear_is_packed_or_told() -> None:
+    """Convolutions and own forwards are packed; what cannot be is told apart from rules, with a reason."""
 
     class Scaled(nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return super().forward(input) * 2
 
-    model = nn.Sequential(nn.Linear(32, 32), Scaled(32, 32), nn.Conv1d(32, 32, 1), nn.LayerNorm(32))
-    records = run(model).report.layers
-    assert [record.action.value for record in records] == ["quantize", "unsupported", "unsupported", "unsupported"]
-    assert "forward of its own" in records[1].reason
-    assert "Conv1d is not an nn.Linear" in records[2].reason
-    assert records[2].remedy
-    assert "no weight matrix" in records[3].reason
+    class Slotted(nn.Linear):
+        __slots__ = ("extra",)
+
+    model = nn.Sequential(nn.Linear(32, 32), Scaled(32, 32), nn.Conv1d(32, 32, 1), Slotted(32, 32), nn.LayerNorm(32))
+    result = run(model)
+    records = result.report.layers
+    actions = ["quantize", "quantize", "quantize", "unsupported", "unsupported"]
+    assert [record.action.value for record in records] == actions
+    assert [record.reason for record in records[:3]] == [
+        "Linear weight to int4 g128 asymmetric float16",
+        "Scaled weight to int4 g128 asymmetric float16",
+        "Conv1d weight to int4 g128 asymmetric float16",
+    ]
+    assert "defines __slots__" in records[3].reason
+    assert records[3].remedy == "remove the __slots__"
+    assert records[4].reason == "LayerNorm has no weight matrix"
+    x = torch.randn(3, 32)
+    own, plain = result.model[1], nn.functional.linear(x, result.model[1].weight, model[1].bias)
+    assert torch.equal(own(x), plain * 2)
 
 
 PEAK_SCRIPT = """

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import monoquant as mq
-from monoquant.modules.packed_int4 import PackedInt4
+from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.numerics import affine
 from monoquant.numerics.affine import GroupCodes
 
@@ -95,18 +95,18 @@ def test_sizes_are_bytes_of_real_buffers(small: nn.Module) -> None:
     assert result.report.validation.errors == []
 
 
-def swap_nibbles(packed: PackedInt4) -> None:
+def swap_nibbles(packed: PackedMatrix) -> None:
     """Exchange even and odd columns in storage."""
     packed.qweight.copy_((packed.qweight << 4) | (packed.qweight >> 4))
 
 
-def shift_zero_points(packed: PackedInt4) -> None:
+def shift_zero_points(packed: PackedMatrix) -> None:
     """Make every zero_point one too large (15 wraps to 0)."""
     low, high = packed.zero_point & 15, packed.zero_point >> 4
     packed.zero_point.copy_(((low + 1) & 15) | (((high + 1) & 15) << 4))
 
 
-def one_scale(packed: PackedInt4) -> None:
+def one_scale(packed: PackedMatrix) -> None:
     """Overwrite all scales with the first one."""
     packed.scale.fill_(float(packed.scale[0, 0]))
 
@@ -120,10 +120,11 @@ class Tampering(mq.Pass):
 
     follows = (mq.Int4PackPass,)
     layer: str
-    fault: Callable[[PackedInt4], None]
+    fault: Callable[[PackedMatrix], None]
+    weight: str = "weight"
 
     def run(self, context: mq.QuantContext) -> None:
-        self.fault(context.packed[self.layer].weight)
+        self.fault(context.packed[self.layer].weights[self.weight])
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -136,6 +137,20 @@ def test_planted_storage_faults_are_named(small: nn.Module, unchanged: Any, faul
     assert "layer 'blocks.1.up': the packed weight does not unpack to the codes" in str(caught.value)
     assert len(caught.value.result.errors) == 1
     check()
+
+
+@pytest.mark.parametrize("weight", ["weight_ih_l0", "weight_hh_l0"])
+def test_each_of_several_weights_is_checked(weight: str) -> None:
+    """A layer fails with any one of its weights, during the run and afterwards."""
+    model = nn.Sequential(nn.LSTM(64, 64), nn.Linear(64, 64))
+    with pytest.raises(mq.ValidationError) as caught:
+        pipeline(Tampering("0", swap_nibbles, weight)).run(model)
+    assert caught.value.layers == ("0",)
+    result = pipeline().run(model)
+    swap_nibbles(result.model[0].packed_weights()[weight])
+    with pytest.raises(mq.ValidationError) as caught:
+        mq.validate_quantization(model, result.model)
+    assert caught.value.layers == ("0",)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -168,7 +183,7 @@ def test_planted_algorithm_faults_are_named(
     small: nn.Module, monkeypatch: pytest.MonkeyPatch, broken: Any, code: str
 ) -> None:
     """Codes that were chosen wrongly unpack rightly, and still show as findings with the layer's name."""
-    from monoquant.modules import packed_int4
+    from monoquant.modules import packed_matrix
 
     def sometimes(weight: torch.Tensor, scheme: mq.Scheme) -> GroupCodes:
         chosen = broken if weight.shape[1] == 200 else affine.round_to_nearest
@@ -177,7 +192,7 @@ def test_planted_algorithm_faults_are_named(
     with torch.no_grad():
         for block in small.blocks:
             block.down.weight[0, 0] = 1.0  # a realistic outlier, which one scale per tensor cannot afford
-    monkeypatch.setattr(packed_int4, "round_to_nearest", sometimes)
+    monkeypatch.setattr(packed_matrix, "round_to_nearest", sometimes)
     result = mq.quantize(small, accuracy_warning="ignore", plugins=False)
     named = {finding.layer for finding in result.report.findings if finding.code == code}
     assert named == {"blocks.0.down", "blocks.1.down"}
@@ -205,7 +220,7 @@ def test_every_failing_layer_is_told_at_once(small: nn.Module) -> None:
 def test_infinite_dequantized_weights_are_named(small: nn.Module) -> None:
     """A weight that overflows its dtype when dequantized is a failed range check."""
 
-    def overflow(packed: PackedInt4) -> None:
+    def overflow(packed: PackedMatrix) -> None:
         packed.scale.fill_(float("inf"))
 
     with pytest.raises(mq.ValidationError, match=r"'blocks\.1\.up': the dequantized weight is not finite") as caught:
@@ -244,7 +259,16 @@ def test_validation_needs_packed_layers(small: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"on_failure": "raise"}, {"sample_rows": 0}, {"sample_rows": True}, {"sample_rows": 1.5}]
+    "settings",
+    [
+        {"on_failure": "raise"},
+        {"sample_rows": 0},
+        {"sample_rows": True},
+        {"sample_rows": 1.5},
+        {"sample_bytes": 0},
+        {"sample_bytes": True},
+        {"sample_bytes": 1.5},
+    ],
 )
 def test_bad_settings_are_refused_when_built(settings: dict[str, Any]) -> None:
     """Each wrong setting is a ConfigError that names it."""
@@ -283,9 +307,13 @@ def test_validate_quantization_refuses_strangers(small: nn.Module) -> None:
     result = pipeline().run(small)
     with pytest.raises(mq.InputError, match="no packed layer"):
         mq.validate_quantization(small, small)
-    with pytest.raises(mq.InputError, match="without a float Linear") as caught:
+    with pytest.raises(mq.InputError, match="without a float layer of that name and shape") as caught:
         mq.validate_quantization(nn.Linear(3, 3), result.model)
     assert len(caught.value.layers) == 4
+    small.blocks[1].up = nn.Linear(96, 201)
+    with pytest.raises(mq.InputError, match="without a float layer of that name and shape") as caught:
+        mq.validate_quantization(small, result.model)
+    assert caught.value.layers == ("blocks.1.up",)
 
 
 def test_a_missing_temporary_folder_is_no_fault_of_the_model(
@@ -326,3 +354,22 @@ def test_outputs_are_what_counts_where_they_are_known(small: nn.Module, tokens: 
     assert "sqnr-below-format" in codes
     codes = {finding.code for finding in mq.quantize(small, calibration_data=tokens, **options).report.findings}
     assert "sqnr-below-format" not in codes
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_outputs_are_held_against_the_weight_that_the_next_call_computes(norm: Any, unchanged: Any) -> None:
+    """A weight that a hook computes is stale after loading; it is neither measured against nor changed."""
+    torch.manual_seed(0)
+    model, trained = (nn.Sequential(norm(nn.Conv1d(16, 32, 3))) for _ in range(2))
+    model.load_state_dict(trained.state_dict())
+    inputs, stale = torch.randn(60, 16, 9), model[0].weight.detach().clone()
+    check = unchanged(model)
+    result = mq.quantize(model, bits=8, calibration_data=[inputs], accuracy_warning="ignore", plugins=False)
+    check()
+    assert torch.equal(model[0].weight, stale)
+    with torch.no_grad():
+        expected = independent_sqnr(trained.eval()(inputs), result.model.eval()(inputs))
+    [record] = result.report.layers
+    assert record.output_sqnr_db == pytest.approx(expected, abs=1e-3)
+    assert expected > 40

@@ -20,13 +20,23 @@ from monoquant.report.wording import texts
 
 floats = st.none() | st.floats(allow_nan=False)
 origins = st.builds(mq.Origin, st.text(), st.none() | st.text())
-schemes = st.builds(
+code_schemes = st.builds(
     mq.Scheme,
-    st.just(4),
-    st.integers(1, 4096),
+    st.sampled_from([4, 8]),
+    st.none() | st.integers(1, 4096),
     st.booleans(),
     st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
 )
+integer_schemes = st.builds(
+    mq.Scheme,
+    st.just(8),
+    st.none(),
+    st.just(True),
+    st.sampled_from([torch.float16, torch.float32]),
+    st.sampled_from(["dynamic", "static"]),
+)
+half_schemes = st.builds(mq.HalfScheme, st.sampled_from([torch.float16, torch.bfloat16]))
+schemes = code_schemes | integer_schemes | half_schemes
 records = st.builds(
     mq.LayerReport,
     layer=st.text(),
@@ -41,6 +51,8 @@ records = st.builds(
     rule=st.none() | st.text(),
     origin=origins,
     scheme=st.none() | schemes,
+    weights=st.lists(st.text(), max_size=3).map(tuple),
+    compute=st.text(),
     weight_sqnr_db=floats,
     output_sqnr_db=floats,
     aliases=st.lists(st.text(), max_size=2).map(tuple),
@@ -80,7 +92,10 @@ BROKEN = [
     ({}, "report version None"),
     ({"version": 2}, "report version 2: this monoquant reads version 1"),
     ({"version": 1}, "stored QuantReport cannot be read"),
-    ({"version": 1, "scheme": {"bits": 8}}, "cannot be read"),
+    ({"version": 1, "scheme": {"bits": 3}}, "cannot be read: bits=3"),
+    ({"version": 1, "scheme": {"dtype": "float64"}}, "cannot be read: dtype=torch.float64"),
+    ({"version": 1, "scheme": {"dtype": "float16", "bits": 4}}, "cannot be read: .*'dtype'"),
+    ({"version": 1, "scheme": {"bits": 8, "activations": "both"}}, "'both' is not one of"),
     ({"version": 1, "scheme": {}, "layers": 3}, "3 is not a list"),
     ({"version": 1, "scheme": {}, "layers": [], "findings": [], "original_bytes": "1"}, "'1' is not a int"),
     ({"version": 1, "scheme": {"scale_dtype": "nn"}}, "'nn' is not a torch dtype"),

@@ -40,6 +40,34 @@ ROUTERS = {
     "named container": linear("blocks.0.moe.gate", (4, 64), "Block"),
 }
 
+
+def own_kind(name: str, shape: tuple[int, int], kind: str) -> mq.Layer:
+    """A module of a class of its own that holds a bare weight."""
+    return mq.Layer(name, type(kind, (nn.Module,), {}), shape)
+
+
+ROUTER_MODULES = {
+    "Mixtral, transformers 5": own_kind("model.layers.0.mlp.gate", (8, 4096), "MixtralTopKRouter"),
+    "GPT-OSS": own_kind("model.layers.0.mlp.router", (32, 2880), "GptOssTopKRouter"),
+    "DeepSeek-V3": own_kind("model.layers.3.mlp.gate", (256, 7168), "DeepseekV3TopkRouter"),
+}
+
+
+@pytest.mark.parametrize("layer", ROUTER_MODULES.values(), ids=ROUTER_MODULES)
+def test_routers_with_a_class_of_their_own_are_kept(layer: mq.Layer) -> None:
+    """Since transformers 5 most routers are no Linear any more, but a module with a bare weight."""
+    assert RouterRule().reason(layer) == (
+        f"mixture-of-experts router: {layer.shape[0]} outputs for {layer.shape[1]} inputs, "
+        f"its class is {layer.type.__name__}"
+    )
+
+
+def test_other_modules_with_a_bare_weight_are_left_to_others() -> None:
+    """Neither experts nor a wide layer of a routing class are routers."""
+    assert RouterRule().reason(own_kind("layers.0.mlp.gate", (8, 4096), "MixtralExperts")) is None
+    assert RouterRule().reason(own_kind("layers.0.mlp.router", (4096, 4096), "RouterMixer")) is None
+
+
 OTHERS = {
     "a projection of an expert": linear(
         "layers.0.moe.experts.0.gate_proj", (14, 64), "MixtralSparseMoeBlock", "E", "E"

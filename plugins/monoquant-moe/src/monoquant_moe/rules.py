@@ -23,6 +23,8 @@ AMBIGUOUS_NAME: Final = "gate"
 
 _SPEAKS_OF_EXPERTS: Final = re.compile(r"moe|sparse_?mlp|router|expert|topk_?gat", re.IGNORECASE)
 
+_ROUTER_CLASS: Final = re.compile(r"router|topk_?gat", re.IGNORECASE)
+
 
 def _check_share(_instance: Any, _attribute: Any, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
@@ -31,7 +33,10 @@ def _check_share(_instance: Any, _attribute: Any, value: Any) -> None:
 
 @attrs.frozen
 class RouterRule(SkipRule):
-    """Skip the Linear layers that pick the experts of a mixture-of-experts model.
+    """Skip the layers that pick the experts of a mixture-of-experts model.
+
+    They are Linear layers, or modules of their own whose class name speaks of a router and whose ``weight`` has the
+    shape of one, such as MixtralTopKRouter.
 
     Args:
         max_outputs_per_input: A router has at most this many outputs per input feature; default 0.5. Real ones have
@@ -41,9 +46,14 @@ class RouterRule(SkipRule):
     max_outputs_per_input: float = attrs.field(default=0.5, validator=_check_share)
 
     def reason(self, layer: Layer) -> str | None:
-        if not issubclass(layer.type, nn.Linear) or not self._has_few_outputs(layer):
+        if not self._has_few_outputs(layer):
             return None
-        evidence = next(filter(None, (_evidence(name, layer) for name in layer.names)), None)
+        if _ROUTER_CLASS.search(layer.type.__name__):
+            evidence: str | None = f"its class is {layer.type.__name__}"
+        elif issubclass(layer.type, nn.Linear):
+            evidence = next(filter(None, (_evidence(name, layer) for name in layer.names)), None)
+        else:
+            return None
         if evidence is None:
             return None
         outputs, inputs = layer.shape

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from monoquant.modules.int4_linear import Int4Linear
-from monoquant.modules.linear_like import PACKABLE_DTYPES, become_int4
-from monoquant.modules.packed_int4 import PackedInt4
+from monoquant.modules.linear import Int4Linear
+from monoquant.modules.packed_layer import PackedLayer
+from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.testing.strategies import schemes, weights
-from monoquant.values import Scheme
+from monoquant.values import PACKABLE_DTYPES, Scheme
 
 normal = settings(deadline=None, max_examples=100)
 INPUT_SHAPES = ((70,), (1, 70), (5, 70), (0, 70), (2, 0, 70), (3, 4, 70), (2, 3, 4, 70))
@@ -25,7 +25,8 @@ def packed_linear(
 ) -> Int4Linear:
     torch.manual_seed(0)
     layer = nn.Linear(columns, 33, bias=bias, dtype=dtype)
-    become_int4(layer, PackedInt4.pack(layer.weight, Scheme(group_size=32, symmetric=symmetric))[0])
+    packed, _ = PackedMatrix.pack(layer.weight, Scheme(group_size=32, symmetric=symmetric))
+    PackedLayer({"weight": packed}, Int4Linear).put_into(layer)
     assert isinstance(layer, Int4Linear)
     return layer
 
@@ -40,7 +41,7 @@ def test_forward_is_linear_with_the_packed_weight(weight: torch.Tensor, scheme: 
     """Any weight in any dtype: the output is what F.linear makes of the visible weight and bias, to the bit."""
     rows, columns = weight.shape
     layer = Int4Linear(columns, rows, bias, scheme, dtype=weight.dtype)
-    layer.packed_weight.load_state_dict(PackedInt4.pack(weight, scheme)[0].state_dict())
+    layer.packed_weight.load_state_dict(PackedMatrix.pack(weight, scheme)[0].state_dict())
     if layer.bias is not None:
         nn.init.normal_(layer.bias)
     x = inputs(batch, columns, dtype=weight.dtype)

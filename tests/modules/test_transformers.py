@@ -1,4 +1,4 @@
-"""torch's own transformer modules read weights past their Linears: packed ones must be neither missed nor bypassed."""
+"""torch's own transformer modules read weights without calling layers: packed ones are neither missed nor bypassed."""
 
 import copy
 from collections.abc import Callable
@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import monoquant
-from monoquant.modules.int4_linear import Int4Linear
+from monoquant.modules.packed_module import PackedModule
+from monoquant.modules.packed_weight import PackedWeight
 
 FEATURES, HEADS = 64, 4
 Mask = torch.Tensor | None
@@ -21,16 +22,20 @@ def quantized(model: nn.Module, calibration: list[object] | None = None) -> nn.M
 
 
 def with_the_same_weights(model: nn.Module, packed: nn.Module) -> nn.Module:
-    """The float model, holding what the packed layers stand for."""
+    """The float model, holding what the packed layers stand for; frozen as they are, which decides torch's kernels."""
     twin = copy.deepcopy(model).eval()
-    with torch.no_grad():
-        for name, layer in packed_layers(packed).items():
-            twin.get_submodule(name).weight.copy_(layer.weight)
+    for name, weight in packed_weights(packed).items():
+        twin.get_parameter(name).requires_grad_(False).copy_(weight.dequantize())
     return twin
 
 
-def packed_layers(model: nn.Module) -> dict[str, Int4Linear]:
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Int4Linear)}
+def packed_weights(model: nn.Module) -> dict[str, PackedWeight]:
+    """Packed weights by the name that the float model has for them."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedModule)]
+    return {f"{name}.{key}".lstrip("."): one for name, layer in layers for key, one in layer.packed_weights().items()}
+
+
+IN_ONE_LAYER = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
 
 
 def build_encoder(batch_first: bool = True, norm_first: bool = False, dropout: float = 0.1) -> nn.TransformerEncoder:
@@ -96,7 +101,7 @@ def test_encoder_equals_its_float_twin(run: Callable[..., torch.Tensor], mask: M
     """On every path, with padding and without, a packed encoder computes what its dequantized weights compute."""
     encoder = build_encoder(norm_first=norm_first)
     packed = quantized(encoder)
-    assert len(packed_layers(packed)) == 6
+    assert list(packed_weights(packed)) == [f"layers.{index}.{name}" for index in range(2) for name in IN_ONE_LAYER]
     twin = with_the_same_weights(encoder, packed)
     assert torch.equal(run(packed, mask), run(twin, mask))
 
@@ -115,31 +120,34 @@ def test_fast_path_is_still_taken(fast_path_calls: list[bool], mask: Mask) -> No
 
 @ways
 @masks
-def test_no_layer_is_bypassed(run: Callable[..., torch.Tensor], mask: Mask) -> None:
-    """Changing the codes of any one packed layer changes the output, whichever path reads them."""
+def test_no_weight_is_bypassed(run: Callable[..., torch.Tensor], mask: Mask) -> None:
+    """Changing the codes of any one packed weight changes the output, whichever path reads them."""
     packed = quantized(build_encoder())
     before = run(packed, mask)
-    for name, layer in packed_layers(packed).items():
-        held = layer.packed_weight.qweight.clone()
-        layer.packed_weight.qweight.bitwise_xor_(0x77)
+    for name, weight in packed_weights(packed).items():
+        held = weight.qweight.clone()
+        weight.qweight.bitwise_xor_(0x77)
         assert not torch.allclose(run(packed, mask), before), name
-        layer.packed_weight.qweight.copy_(held)
+        weight.qweight.copy_(held)
     assert torch.equal(run(packed, mask), before)
 
 
 @masks
 @pytest.mark.parametrize("training", [False, True])
 def test_encoder_calibrates(mask: Mask, training: bool) -> None:
-    """Calibration reaches the feed-forward layers, on nested tensors too, and leaves the same codes as without."""
+    """Calibration reaches every layer, on nested tensors too, and leaves the same codes as without."""
     encoder = build_encoder().train(training)
     batch: dict[str, object] = {"src": source(), "src_key_padding_mask": mask}
     result = monoquant.quantize(encoder, plugins=False, accuracy_warning="ignore", calibration_data=[batch])
-    assert set(result.report.calibration.unseen_layers) == {f"layers.{index}.self_attn.out_proj" for index in range(2)}
+    assert result.report.calibration.unseen_layers == ()
     tokens = 21 if mask is None else int((~mask).sum())
-    rows = {layer.layer: layer.sample_rows for layer in result.report.layers if "linear" in layer.layer}
-    assert rows == {f"layers.{index}.linear{which}": tokens for index in range(2) for which in (1, 2)}
-    for name, layer in packed_layers(quantized(encoder)).items():
-        assert result.model.get_submodule(name).packed_weight.digest() == layer.packed_weight.digest()
+    records = {layer.layer: layer for layer in result.report.by_action(monoquant.Action.QUANTIZE)}
+    seen = {"self_attn": 3, "self_attn.out_proj": 3, "linear1": tokens, "linear2": tokens}  # attention: sequences
+    rows = {f"layers.{index}.{name}": count for index in range(2) for name, count in seen.items()}
+    assert {name: record.sample_rows for name, record in records.items()} == rows
+    assert all(15 < record.output_sqnr_db < 40 for record in records.values())
+    for name, weight in packed_weights(quantized(encoder)).items():
+        assert packed_weights(result.model)[name].digest() == weight.digest()
     twin = with_the_same_weights(encoder, result.model)
     assert torch.equal(run_fast(result.model.eval(), mask), run_fast(twin, mask))
 
@@ -150,7 +158,7 @@ def test_single_layer_equals_its_float_twin(run: Callable[..., torch.Tensor], ma
     """An encoder layer used on its own takes the fused path as well."""
     layer = build_encoder().layers[0]
     packed = quantized(layer)
-    assert set(packed_layers(packed)) == {"self_attn.out_proj", "linear1", "linear2"}
+    assert list(packed_weights(packed)) == IN_ONE_LAYER
     if run is run_hooked:
         packed.linear1.register_forward_hook(lambda *_: None)
     chosen = run_slow if run is run_slow else run_fast
@@ -174,11 +182,11 @@ def test_encoder_with_the_sequence_first() -> None:
 @pytest.mark.parametrize("need_weights", [True, False])
 @masks
 def test_attention_equals_its_float_twin(batch_first: bool, gradients: bool, need_weights: bool, mask: Mask) -> None:
-    """MultiheadAttention, which never calls its output projection, reads the packed weight on all of its paths."""
+    """MultiheadAttention, which calls neither of its projections, reads the packed weights on all of its paths."""
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(FEATURES, HEADS, batch_first=batch_first).eval()
     packed = quantized(attention)
-    assert set(packed_layers(packed)) == {"out_proj"}
+    assert list(packed_weights(packed)) == ["in_proj_weight", "out_proj.weight"]
     twin = with_the_same_weights(attention, packed)
     x = source(batch_first)
 
@@ -188,8 +196,10 @@ def test_attention_equals_its_float_twin(batch_first: bool, gradients: bool, nee
 
     before = attend(packed)
     assert torch.equal(before, attend(twin))
-    packed.out_proj.packed_weight.qweight.bitwise_xor_(0x77)
-    assert not torch.allclose(attend(packed), before)
+    for weight in packed_weights(packed).values():
+        weight.qweight.bitwise_xor_(0x77)
+        assert not torch.allclose(attend(packed), before)
+        weight.qweight.bitwise_xor_(0x77)
 
 
 def test_gradients_pass_through_a_packed_encoder() -> None:
@@ -200,6 +210,7 @@ def test_gradients_pass_through_a_packed_encoder() -> None:
     for model in (packed, twin):
         model.train()(source()).square().mean().backward()
     trained = dict(packed.named_parameters())
-    assert "layers.0.self_attn.in_proj_weight" in trained
+    assert trained.keys() == dict(encoder.named_parameters()).keys() - packed_weights(packed).keys()
+    assert "layers.0.self_attn.in_proj_bias" in trained
     for name, parameter in trained.items():
         torch.testing.assert_close(parameter.grad, twin.get_parameter(name).grad)

@@ -1,0 +1,23 @@
+"""nn.MultiheadAttention, which keeps its input projections as bare parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from monoquant.adapters.base import ModuleAdapter, Obstacle
+from monoquant.numerics.matrix_form import MatrixForm
+
+_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+class AttentionAdapter(ModuleAdapter):
+    """The input projections; out_proj is a layer of its own."""
+
+    def claims(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.MultiheadAttention)
+
+    def forms(self, module: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, MatrixForm] | Obstacle:
+        found = {name: MatrixForm.rows_first(weights[name].shape) for name in _PROJECTIONS if name in weights}
+        return found or Obstacle("it has none of the projections of an nn.MultiheadAttention")

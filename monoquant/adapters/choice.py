@@ -1,0 +1,108 @@
+"""The adapter for a module, and what it makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from monoquant.adapters.attention import AttentionAdapter
+from monoquant.adapters.base import ModuleAdapter, Obstacle, obstacle_in_tensor
+from monoquant.adapters.convolution import ConvolutionAdapter
+from monoquant.adapters.embedding import EmbeddingAdapter
+from monoquant.adapters.linear import LinearAdapter, TransposedLinearAdapter
+from monoquant.adapters.parameters import AttributeAdapter
+from monoquant.adapters.recurrent import RecurrentAdapter
+from monoquant.adapters.tensors import TensorAdapter
+from monoquant.modules.reparametrized import compute, computed_weights
+from monoquant.numerics.matrix_form import MatrixForm
+
+BUILT_IN_ADAPTERS: tuple[ModuleAdapter, ...] = (
+    LinearAdapter(),
+    TransposedLinearAdapter(),
+    ConvolutionAdapter(),
+    EmbeddingAdapter(),
+    AttentionAdapter(),
+    RecurrentAdapter(),
+    TensorAdapter(),
+    AttributeAdapter(),
+)
+
+
+@attrs.frozen(eq=False)
+class Packable:
+    """A module that can be packed.
+
+    Args:
+        adapter: Who knows it.
+        forms: Its weights by name, each with its matrix.
+    """
+
+    adapter: ModuleAdapter
+    forms: Mapping[str, MatrixForm]
+
+
+def examine(module: nn.Module, adapters: Iterable[ModuleAdapter]) -> Packable | Obstacle:
+    """Find out whether and how a module can be packed.
+
+    Args:
+        module: Any module that owns parameters; meta tensors are fine.
+        adapters: Adapters by priority; one of them must claim everything, as the last built-in one does.
+
+    Returns:
+        How, or what is in the way.
+    """
+    weights = readable_weights(module)
+    adapter = next(one for one in adapters if one.claims(module))
+    obstacle = _obstacle_in_class(module)
+    if obstacle is not None:
+        return obstacle
+    forms = adapter.forms(module, weights)
+    if isinstance(forms, Obstacle):
+        return forms
+    obstacles = (obstacle_in_tensor(name, weights[name]) for name in forms)
+    found = next((obstacle for obstacle in obstacles if obstacle is not None), None)
+    return found or _obstacle_in_names(module, forms) or Packable(adapter, forms)
+
+
+def readable_weights(module: nn.Module) -> dict[str, Tensor]:
+    """What a module reads as ``module.name``: its parameters, and what is computed from them.
+
+    Args:
+        module: Any module; left as it was.
+
+    Returns:
+        Tensors by name, without gradient.
+    """
+    computed = computed_weights(module)
+    sources = {source for one in computed.values() for source in one.sources}
+    own = {name: value for name, value in module._parameters.items() if value is not None and name not in sources}
+    return {name: compute(module, one) for name, one in computed.items()} | {
+        name: value.detach() for name, value in own.items()
+    }
+
+
+def _obstacle_in_class(module: nn.Module) -> Obstacle | None:
+    kind = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return Obstacle("it is a TorchScript module, whose class cannot be exchanged", "give the eager module")
+    between = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    if any("__slots__" in vars(one) for one in between):
+        return Obstacle(f"{kind.__name__} defines __slots__, so its class cannot be exchanged", "remove the __slots__")
+    return None
+
+
+def _obstacle_in_names(module: nn.Module, forms: Mapping[str, MatrixForm]) -> Obstacle | None:
+    kind = type(module)
+    computed = computed_weights(module)
+    taken = [name for name in forms if name not in computed and hasattr(kind, name)]
+    if taken:
+        reason = f"{kind.__name__} computes its {', '.join(taken)} in a property"
+        return Obstacle(reason, "store it as a Parameter of that name")
+    unpacked = [name for name, one in computed.items() if one.hook is None and name not in forms]
+    if unpacked:
+        remedy = "call torch.nn.utils.parametrize.remove_parametrizations on it first"
+        return Obstacle(f"a parametrization computes its {', '.join(unpacked)}, which would stay in float", remedy)
+    return None

@@ -1,0 +1,121 @@
+"""Modules that monoquant does not know: matrices that their code reads as attributes, 3-D expert weights among them."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from monoquant.adapters.base import ModuleAdapter, Obstacle
+from monoquant.errors import ConfigError
+from monoquant.numerics.matrix_form import MatrixForm
+from monoquant.values import AnyScheme
+
+_READ_BY_OWNER = (nn.ParameterList, nn.ParameterDict, parametrize.ParametrizationList)
+_ELEMENTWISE = (
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.PReLU,
+    nn.modules.batchnorm._NormBase,
+)
+
+
+def _check_kind(_instance: Any, _attribute: Any, kind: Any) -> None:
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ConfigError(f"ParameterAdapter({kind!r}, ...): give a module class")
+
+
+def _check_axes(_instance: Any, _attribute: Any, axes: Any) -> None:
+    if not axes or not all(isinstance(name, str) and type(axis) is int for name, axis in axes.items()):
+        raise ConfigError(f"input_axes={axes!r}: give the axis of input features by parameter name, as in {{'up': -1}}")
+
+
+@attrs.frozen
+class ParameterAdapter(ModuleAdapter):
+    """Pack named parameters of one class of modules, which read them as attributes.
+
+    Example: ``ParameterAdapter(MyExperts, {"gate_up": -2, "down": -2})`` for experts that compute ``x @ gate_up[i]``.
+
+    Args:
+        kind: The module class; subclasses count.
+        input_axes: By parameter name, the axis of its input features, along which groups run.
+    """
+
+    kind: type[nn.Module] = attrs.field(validator=_check_kind)
+    input_axes: Mapping[str, int] = attrs.field(validator=_check_axes)
+
+    def claims(self, module: nn.Module) -> bool:
+        return isinstance(module, self.kind)
+
+    def forms(self, module: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, MatrixForm] | Obstacle:
+        missing = sorted(self.input_axes.keys() - weights.keys())
+        if missing:
+            return Obstacle(f"it has no parameter {', '.join(missing)}, which {self!r} names", "correct the adapter")
+        return {name: MatrixForm.along(weights[name].shape, axis) for name, axis in self.input_axes.items()}
+
+    def compute(self, module: nn.Module, scheme: AnyScheme) -> str:
+        return _READ
+
+    def __repr__(self) -> str:
+        return f"ParameterAdapter({self.kind.__name__}, {dict(self.input_axes)})"
+
+
+_READ = "dequantizes up to {size} each time its code reads a weight, and of a stack the items that it reads"
+
+
+class AttributeAdapter(ModuleAdapter):
+    """The last resort: every matrix that the module's own code reads by name, groups along the last axis.
+
+    A tensor whose first axis has length 1 (position tables, class tokens) is broadcast rather than multiplied, and no
+    matrix; nor is one called a bias. Modules whose code does not read a matrix by name are left alone: nobody can know
+    what a replaced parameter would break. What is packed is told by an ``unknown-kind`` finding.
+    """
+
+    def claims(self, module: nn.Module) -> bool:
+        return True
+
+    def forms(self, module: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, MatrixForm] | Obstacle:
+        kind = type(module).__name__
+        matrices = {name: weight for name, weight in weights.items() if _is_matrix(name, weight)}
+        if not matrices or isinstance(module, _ELEMENTWISE):
+            return Obstacle(f"{kind} has no weight matrix")
+        read = set(matrices) if isinstance(module, _READ_BY_OWNER) else set(_attributes_read(type(module)))
+        unread = [name for name in matrices if name not in read]
+        if unread:
+            count = sum(weight.numel() for weight in weights.values())
+            reason = f"no adapter knows {kind} ({count:,} parameters), and its code does not read {', '.join(unread)}"
+            axes = dict.fromkeys(matrices, -1)
+            return Obstacle(reason, f"register one, such as ParameterAdapter({kind}, {axes})")
+        return {name: MatrixForm.along(weight.shape, -1) for name, weight in matrices.items()}
+
+    def compute(self, module: nn.Module, scheme: AnyScheme) -> str:
+        return _READ
+
+    def caveat(self, module: nn.Module) -> str:
+        return "no adapter knows this kind; its matrices are packed because its code reads them by name"
+
+
+def _is_matrix(name: str, weight: Tensor) -> bool:
+    return weight.dim() >= 2 and weight.shape[0] > 1 and weight.shape[-1] > 1 and "bias" not in name
+
+
+def _attributes_read(kind: type) -> Iterator[str]:
+    """Names that the functions of a class and of its bases up to nn.Module read as attributes of something."""
+    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    for value in (value for one in own for value in vars(one).values()):
+        function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+        function = getattr(function, "__wrapped__", function)
+        if isinstance(function, types.FunctionType) and function.__name__ != "__init__":
+            yield from _names(function.__code__)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)

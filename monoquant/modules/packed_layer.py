@@ -1,0 +1,63 @@
+"""What becomes of a layer, before it is in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+from torch import nn
+
+from monoquant.modules.packed_module import PackedModule, become_packed
+from monoquant.modules.packed_weight import PackedWeight
+
+
+@attrs.frozen(eq=False)
+class PackedLayer:
+    """A layer's packed weights, not yet in the model.
+
+    Args:
+        weights: Packed weights by parameter name; the same object for weights that are tied.
+        mixin: What the module's class is combined with.
+        extras: Further submodules by name.
+        digests: What ``digest()`` of each weight must be, taken from the codes before they were packed.
+    """
+
+    weights: Mapping[str, PackedWeight]
+    mixin: type[PackedModule] = PackedModule
+    extras: Mapping[str, nn.Module] = attrs.field(factory=dict)
+    digests: Mapping[str, str] = attrs.field(factory=dict)
+
+    def put_into(self, module: nn.Module) -> None:
+        """Turn the float module into the packed one, in place.
+
+        Args:
+            module: The layer's module.
+        """
+        become_packed(module, self.mixin, self.weights, self.extras)
+
+    def detached(self, module: nn.Module) -> nn.Module:
+        """The packed module, beside a float one that is left alone; it shares all that is not packed.
+
+        Args:
+            module: The layer's module.
+        """
+        twin = _shallow_copy(module)
+        self.put_into(twin)
+        return twin
+
+    def detached_owner(self, owner: nn.Module, name: str) -> nn.Module:
+        """A module that contains the layer, with the packed one in place of the float one; both are left alone.
+
+        Args:
+            owner: The module that contains the layer.
+            name: The layer's name in it.
+        """
+        twin = _shallow_copy(owner)
+        twin._modules = {**owner._modules, name: self.detached(owner.get_submodule(name))}
+        return twin
+
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    twin = type(module).__new__(type(module))
+    vars(twin).update(vars(module))
+    return twin

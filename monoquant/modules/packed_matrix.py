@@ -1,0 +1,203 @@
+"""A weight in canonical INT4 or INT8 storage, the part that all packed layers share."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from monoquant.errors import ConfigError
+from monoquant.modules.packed_weight import PackedWeight, hash_tensors
+from monoquant.numerics.affine import GroupCodes, dequantize, round_to_nearest
+from monoquant.numerics.grouping import group_count, row_chunks
+from monoquant.numerics.matrix_form import MatrixForm
+from monoquant.numerics.memory import stored_bytes
+from monoquant.numerics.packing import pack_nibbles, packed_size, unpack_nibbles
+from monoquant.values import Scheme
+
+FORMAT_VERSION = 1
+_SIGN = 128
+"""INT8 codes are stored signed: what integer kernels take, and for symmetric weights the value itself."""
+
+
+def storage_bytes(rows: int, columns: int, scheme: Scheme) -> int:
+    """Bytes of the buffers of a packed matrix.
+
+    Args:
+        rows: Output features, >= 1.
+        columns: Input features, >= 1.
+        scheme: Bits, group size, symmetry and scale dtype.
+    """
+    packed = PackedMatrix(rows, columns, scheme, device="meta")
+    return stored_bytes(packed.buffers())
+
+
+def _check_sizes(rows: int, columns: int) -> None:
+    for what, size in (("output", rows), ("input", columns)):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(f"{size!r} {what} features: give a whole number >= 1")
+
+
+class PackedMatrix(PackedWeight):
+    """A ``[rows, columns]`` matrix of 4- or 8-bit codes with a scale and zero_point per group of columns.
+
+    The buffers are the same bytes on every machine; nothing that depends on a device or an instruction set is kept.
+
+    Args:
+        rows: Output features, >= 1.
+        columns: Input features, >= 1.
+        scheme: Bits, group size, symmetry and scale dtype.
+        dtype: dtype of the matrix when dequantized; default torch.float32. Follows ``.to(dtype)``.
+        device: Where the buffers live; default: torch's default device.
+        form: The shape in which it is dequantized; default: the matrix itself.
+
+    Attributes:
+        qweight: 4 bits: uint8 ``[rows, ceil(columns / 2)]``, the low nibble is the even column. 8 bits: int8
+            ``[rows, columns]``, the code minus 128.
+        scale: ``[rows, groups]`` in the scheme's scale dtype; ``.to(dtype)`` never changes it.
+        zero_point: 4 bits: uint8 ``[ceil(rows * groups / 2)]``, nibbles in row-major order. 8 bits: int8
+            ``[rows, groups]``, minus 128. None when symmetric.
+        layout: int32 ``[6]``: format version, bits, rows, columns, group size, symmetric. Makes a state dict
+            say what its bytes mean.
+    """
+
+    qweight: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    scheme: Scheme
+    kept_exact = ("scale",)
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        scheme: Scheme,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        form: MatrixForm | None = None,
+    ) -> None:
+        _check_sizes(rows, columns)
+        if not isinstance(scheme, Scheme):
+            raise ConfigError(f"scheme={scheme!r}: give a Scheme")
+        super().__init__(form or MatrixForm.rows_first((rows, columns)), scheme.storage, dtype)
+        if (self.form.rows, self.form.columns) != (rows, columns):
+            raise ConfigError(f"a weight of shape {self.form.shape} is no {rows} x {columns} matrix in that form")
+        self.group_size = self.scheme.width(columns)
+        self.groups = group_count(columns, self.group_size)
+        nibbles, code = scheme.bits == 4, self._code_dtype
+        width = packed_size(columns) if nibbles else columns
+        self.register_buffer("qweight", torch.zeros(rows, width, dtype=code, device=device))
+        self.register_buffer("scale", torch.ones(rows, self.groups, dtype=scheme.scale_dtype, device=device))
+        zero_point = None
+        if not scheme.symmetric:
+            size = (packed_size(rows * self.groups),) if nibbles else (rows, self.groups)
+            zero_point = torch.zeros(size, dtype=code, device=device)
+        self.register_buffer("zero_point", zero_point)
+        self.register_buffer("layout", torch.tensor(self.layout_values(), dtype=torch.int32, device=device))
+
+    @classmethod
+    def pack(cls, weight: Tensor, scheme: Scheme, form: MatrixForm | None = None) -> tuple[PackedMatrix, str]:
+        """Quantize a weight to the nearest codes and pack it, a few rows at a time.
+
+        Args:
+            weight: A tensor of the form's shape, any real float dtype, finite.
+            scheme: Bits, group size, symmetry and scale dtype.
+            form: How the tensor is a matrix; default: it is one.
+
+        Returns:
+            The packed matrix, and the digest of what it must unpack to (compare with :meth:`digest`).
+        """
+        form = form or MatrixForm.rows_first(weight.shape)
+        matrix = form.to_matrix(weight.detach())
+        packed = cls(form.rows, form.columns, scheme, dtype=weight.dtype, device=weight.device, form=form)
+        intended = hashlib.sha256()
+        for rows in row_chunks(form.rows, form.columns):
+            codes = round_to_nearest(matrix[rows], scheme)
+            packed.write_rows(rows, codes)
+            _hash_codes(intended, codes)
+        return packed, intended.hexdigest()
+
+    def write_rows(self, rows: slice, codes: GroupCodes) -> None:
+        """Store codes and their parameters for a range of rows.
+
+        Args:
+            rows: Start must be even, so that the zero_points of the range start at a byte.
+            codes: uint8 codes ``[rows, columns]`` with ``[rows, groups]`` parameters.
+        """
+        self.scale[rows] = codes.scale
+        if self.scheme.bits == 8:
+            self.qweight[rows] = _signed(codes.codes)
+            if self.zero_point is not None:
+                self.zero_point[rows] = _signed(codes.zero_point)
+            return
+        self.qweight[rows] = pack_nibbles(codes.codes)
+        if self.zero_point is not None:
+            first = rows.start * self.groups // 2
+            nibbles = pack_nibbles(codes.zero_point.flatten())
+            self.zero_point[first : first + len(nibbles)] = nibbles
+
+    def read_rows(self, rows: slice | Tensor) -> GroupCodes:
+        """Codes and parameters of some rows, as stored.
+
+        Args:
+            rows: Any range of rows, or their int64 indices.
+
+        Returns:
+            uint8 codes ``[rows, columns]``, scale and uint8 zero_point ``[rows, groups]``.
+        """
+        codes, zero_point = self._codes(rows), self._zero_points(rows)
+        scale = self.scale[rows]
+        if self.scheme.bits == 8:
+            codes = _unsigned(codes)
+            zero_point = _unsigned(zero_point) if isinstance(zero_point, Tensor) else self.scheme.middle_code
+        if not isinstance(zero_point, Tensor):
+            zero_point = torch.full_like(scale, zero_point, dtype=torch.uint8)
+        return GroupCodes(codes, scale, zero_point)
+
+    def digest(self) -> str:
+        """SHA-256 over the unpacked codes and parameters, equal for equal meaning."""
+        found = hashlib.sha256()
+        for rows in row_chunks(self.rows, self.columns):
+            _hash_codes(found, self.read_rows(rows))
+        return found.hexdigest()
+
+    def dequantized_rows(self, rows: slice | Tensor) -> Tensor:
+        values = dequantize(self._codes(rows), self.scale[rows], self._zero_points(rows), self.group_size)
+        return values.to(self.dtype)
+
+    def layout_values(self) -> list[int]:
+        scheme = self.scheme
+        return [FORMAT_VERSION, scheme.bits, self.rows, self.columns, self.group_size, int(scheme.symmetric)]
+
+    def buffer_dtypes(self) -> dict[str, torch.dtype]:
+        return {"qweight": self._code_dtype, "scale": self.scale.dtype, "zero_point": self._code_dtype}
+
+    @property
+    def _code_dtype(self) -> torch.dtype:
+        return torch.uint8 if self.scheme.bits == 4 else torch.int8
+
+    def _codes(self, rows: slice | Tensor) -> Tensor:
+        stored = self.qweight[rows]
+        return unpack_nibbles(stored, self.columns) if self.scheme.bits == 4 else stored
+
+    def _zero_points(self, rows: slice | Tensor) -> Tensor | int:
+        """Zero points in the terms of the stored codes."""
+        if self.zero_point is None:
+            return self.scheme.middle_code if self.scheme.bits == 4 else 0
+        if self.scheme.bits == 8:
+            return self.zero_point[rows]
+        return unpack_nibbles(self.zero_point, self.rows * self.groups).view(self.rows, self.groups)[rows]
+
+
+def _signed(codes: Tensor) -> Tensor:
+    return (codes ^ _SIGN).view(torch.int8)
+
+
+def _unsigned(codes: Tensor) -> Tensor:
+    return codes.view(torch.uint8) ^ _SIGN
+
+
+def _hash_codes(state: hashlib._Hash, codes: GroupCodes) -> None:
+    hash_tensors(state, (codes.codes, codes.scale, codes.zero_point))

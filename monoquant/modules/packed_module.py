@@ -1,0 +1,145 @@
+"""A module whose weights are packed, and how one becomes such a module and a float one again while staying itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from monoquant.modules.packed_weight import PackedWeight
+from monoquant.modules.reparametrized import computed_weights, settle
+from monoquant.modules.stacked_weight import StackedWeight, is_stack
+
+PREFIX = "packed_"
+
+
+class PackedModule(nn.Module):
+    """Mixin of everything that holds packed weights.
+
+    A packed parameter ``p`` lives in the submodule ``packed_p``; reading ``module.p`` dequantizes it, so that any code
+    which reads the weight, the module's own forward included, goes on working. It takes no gradient.
+
+    The class of a converted module is a subclass of both this mixin and the module's own class, as in torch's
+    parametrizations: ``isinstance`` with either is True, methods and attributes stay.
+    """
+
+    title: ClassVar[str] = "Packed"
+    """What the name of a combined class begins with."""
+
+    def packed_weights(self) -> dict[str, PackedWeight]:
+        """Packed weights by the name of their parameter."""
+        children = self._modules.items()
+        return {name.removeprefix(PREFIX): child for name, child in children if isinstance(child, PackedWeight)}
+
+    def become_float(self, parameter: Callable[[PackedWeight], nn.Parameter]) -> None:
+        """Turn back into a module of the original class, with the values that were computed with.
+
+        The weight that a parametrization once computed becomes a plain parameter.
+
+        Args:
+            parameter: Gives the float parameter of a packed weight; the same one for the same weight, to keep ties.
+        """
+        restored = {name: parameter(weight) for name, weight in self.packed_weights().items()}
+        self.__class__ = float_class(self)  # type: ignore[assignment]  # mypy holds a class for immutable
+        self._modules = {name: child for name, child in self._modules.items() if not name.startswith(PREFIX)}
+        self._parameters = {**self._parameters, **restored}
+        self._buffers = {name: value for name, value in self._buffers.items() if name not in restored}
+
+    def _became_packed(self) -> None:
+        """Adjust what the original class keeps besides its parameters; called once, after conversion."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        made_of = getattr(type(self), "_made_of", None)
+        reduced = super().__reduce_ex__(protocol)
+        # Classes made at run time have no name to be found under: copies and pickles make theirs again.
+        return reduced if made_of is None else (_blank, made_of, *reduced[2:])
+
+
+def _blank(mixin: type[PackedModule], base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    kind = packed_class(mixin, base, names)
+    return kind.__new__(kind)
+
+
+def _reader(name: str) -> property:
+    attribute = PREFIX + name
+
+    def read(module: nn.Module) -> Tensor | StackedWeight:
+        packed: Any = module._modules[attribute]
+        if is_stack(packed):
+            return StackedWeight(packed)
+        weight: Tensor = packed.dequantize()
+        return weight
+
+    return property(read, doc=f"The dequantized {name}, computed on each access.")
+
+
+def packed_class(mixin: type[PackedModule], base: type[nn.Module], names: tuple[str, ...]) -> type[PackedModule]:
+    """The class that a module of class ``base`` takes when some of its parameters are packed.
+
+    Args:
+        mixin: PackedModule, or a subclass that brings a forward of its own.
+        base: The module's class.
+        names: The packed parameters.
+
+    Returns:
+        ``mixin`` itself where it is a complete class for ``base`` already, such as Int4Linear for nn.Linear.
+    """
+    parts: tuple[Any, ...] = (mixin, base, names)
+    return _combined_class(*parts)
+
+
+@functools.cache  # a pure function; equal classes must be one class, or isinstance would tell copies apart
+def _combined_class(mixin: Any, base: Any, names: tuple[str, ...]) -> type[PackedModule]:
+    complete: type[PackedModule] = mixin
+    if issubclass(mixin, base) and all(isinstance(getattr(mixin, name, None), property) for name in names):
+        return complete
+    readers: dict[str, Any] = {name: _reader(name) for name in names if not hasattr(mixin, name)}
+    made_of = (mixin, base, names)
+    namespace = {**readers, "_made_of": made_of, "__doc__": base.__doc__, "__module__": base.__module__}
+    made: type[PackedModule] = type(f"{mixin.title}{base.__name__}", (mixin, base), namespace)
+    return made
+
+
+def float_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a packed module had before.
+
+    Args:
+        module: A PackedModule.
+    """
+    kinds = (kind for kind in type(module).__mro__ if issubclass(kind, nn.Module))
+    return next(kind for kind in kinds if not issubclass(kind, PackedModule))
+
+
+def become_packed(
+    module: nn.Module,
+    mixin: type[PackedModule],
+    weights: Mapping[str, PackedWeight],
+    extras: Mapping[str, nn.Module],
+) -> None:
+    """Turn a float module into a packed one in place: same object, hooks, flags and attributes.
+
+    Changing the class of the live object (as torch does for lazy modules and parametrizations) keeps every reference
+    to the module valid, also those outside the module tree.
+
+    Args:
+        module: The module; what computes one of the weights (a parametrization, say) is removed.
+        mixin: What its class is to be combined with.
+        weights: Packed weights by parameter name.
+        extras: Further submodules by name, such as the input quantizer of a static layer.
+    """
+    for name, computed in computed_weights(module).items():
+        if name in weights:
+            settle(module, computed)
+    kind = packed_class(mixin, type(module), tuple(sorted(weights)))
+    module.__class__ = kind
+    # None keeps the place: a parameter that comes back stands where it stood in parameters() and state_dict().
+    for table in ("_parameters", "_buffers"):
+        held = getattr(module, table)
+        setattr(module, table, {name: None if name in weights else value for name, value in held.items()})
+    added = {PREFIX + name: weight for name, weight in weights.items()}
+    for child in (*added.values(), *extras.values()):
+        child.train(module.training)
+    module._modules = {**module._modules, **added, **extras}
+    kind._became_packed(module)  # type: ignore[arg-type]  # its class says so since a moment ago

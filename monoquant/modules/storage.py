@@ -1,0 +1,44 @@
+"""From a scheme to the storage that implements it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from monoquant.modules.half_weight import HalfWeight
+from monoquant.modules.packed_matrix import PackedMatrix
+from monoquant.modules.packed_weight import PackedWeight
+from monoquant.numerics.matrix_form import MatrixForm
+from monoquant.values import AnyScheme, HalfScheme
+
+
+def pack_weight(weight: Tensor, scheme: AnyScheme, form: MatrixForm) -> tuple[PackedWeight, str]:
+    """Represent a weight by a scheme.
+
+    Args:
+        weight: A tensor of the form's shape, any real float dtype, finite.
+        scheme: The representation.
+        form: How the tensor is a matrix.
+
+    Returns:
+        The packed weight, and the digest of what it must hold.
+    """
+    if isinstance(scheme, HalfScheme):
+        return HalfWeight.pack(weight, scheme, form)
+    return PackedMatrix.pack(weight, scheme, form)
+
+
+def empty_weight(
+    form: MatrixForm, scheme: AnyScheme, dtype: torch.dtype, device: torch.device | str = "meta"
+) -> PackedWeight:
+    """Storage to load saved buffers into.
+
+    Args:
+        form: How the tensor is a matrix.
+        scheme: The representation.
+        dtype: dtype of the weight when dequantized.
+        device: Where the buffers live; default: nowhere yet.
+    """
+    if isinstance(scheme, HalfScheme):
+        return HalfWeight(form, scheme, dtype=dtype, device=device)
+    return PackedMatrix(form.rows, form.columns, scheme, dtype=dtype, device=device, form=form)

@@ -1,0 +1,78 @@
+"""Store weights in 16 bits of floating point."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import torch
+
+from monoquant.adapters.base import Obstacle
+from monoquant.adapters.choice import Packable
+from monoquant.context import QuantContext
+from monoquant.errors import InputError, quoted
+from monoquant.passes.pack import PackPass
+from monoquant.values import AnyScheme, Finding, HalfScheme, Layer, Severity
+
+
+@attrs.frozen
+class HalfCastPass(PackPass):
+    """Keep the weights of every remaining layer as float16 or bfloat16; computed with in the layer's own dtype.
+
+    Inputs, outputs, biases and norms stay as they are, so that layers a rule skips fit in between. A weight beyond
+    float16's range would become inf: such a layer is left alone, and told.
+
+    Args:
+        dtype: torch.float16 (default) or torch.bfloat16.
+    """
+
+    dtype: torch.dtype = torch.float16
+
+    def __attrs_post_init__(self) -> None:
+        _ = self.scheme  # refuses bad settings now rather than in the run
+
+    @property
+    def scheme(self) -> HalfScheme:
+        return HalfScheme(self.dtype)
+
+    def scheme_for(self, layer: Layer, packable: Packable, context: QuantContext) -> AnyScheme | Obstacle:
+        weights = dict(zip(packable.forms, context.readable_weights(layer.name, packable.forms), strict=True))
+        narrow = [name for name, weight in weights.items() if weight.element_size() <= self.dtype.itemsize]
+        if narrow:
+            return Obstacle(f"its {', '.join(narrow)} has 16 bits already")
+        limit = torch.finfo(self.dtype).max
+        largest = max(_magnitude(weight) for weight in weights.values())
+        if limit < largest < math.inf:
+            obstacle = Obstacle(
+                f"its weights reach {largest:.3g}, more than {self.dtype} can hold ({limit:.3g})",
+                "use torch.bfloat16, or INT8",
+            )
+            context.report([_overflow(layer.name, obstacle)])
+            return obstacle
+        return self.scheme
+
+    def requires(self, context: QuantContext) -> None:
+        limit = torch.finfo(self.dtype).max
+        names = [(layer.name, name) for layer in self.mine(context) for name in context.weight_names(layer.name)]
+        over = list(dict.fromkeys(layer for layer, name in names if _magnitude(context.weight(layer, name)) > limit))
+        if over:
+            raise InputError(
+                f"an earlier pass replaced weights by some that {self.dtype} cannot hold: {quoted(over)}; "
+                "use torch.bfloat16",
+                layers=over,
+            )
+
+
+def _magnitude(weight: torch.Tensor) -> float:
+    """Largest absolute value; 0 on the meta device, where values are not known."""
+    if weight.is_meta:
+        return 0.0
+    low, high = torch.aminmax(weight)
+    return max(-float(low), float(high)) if low == low else math.nan
+
+
+def _overflow(layer: str, obstacle: Obstacle) -> Finding:
+    message = f"Warning: layer {quoted([layer])} stays as it is: {obstacle.reason}."
+    return Finding(
+        "half-overflow", Severity.WARNING, message, layer, f"{obstacle.remedy[0].upper()}{obstacle.remedy[1:]}."
+    )

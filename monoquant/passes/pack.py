@@ -1,0 +1,255 @@
+"""The base of the passes that turn float weights into packed ones: who is packed, checked, and tied to whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import ClassVar
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from monoquant.adapters.base import Obstacle
+from monoquant.adapters.choice import Packable
+from monoquant.context import QuantContext
+from monoquant.errors import InputError, PassError, quoted
+from monoquant.modules.packed_layer import PackedLayer
+from monoquant.modules.packed_weight import PackedWeight
+from monoquant.modules.storage import pack_weight
+from monoquant.numerics.matrix_form import MatrixForm
+from monoquant.passes.base import Pass
+from monoquant.passes.calibration import CalibrationPass
+from monoquant.passes.skip_selection import SkipSelectionPass
+from monoquant.report.table import format_bytes
+from monoquant.source import own_parameters, tensor_identity
+from monoquant.values import Action, AnyScheme, Decision, Finding, Layer, Scheme, Severity
+
+
+@attrs.frozen
+class PackPass(Pass):
+    """Base of the packing passes. A subclass names its scheme.
+
+    The first one in a pipeline takes all layers that no rule keeps; the others take what rules send to them
+    (``skip_to="int8"``).
+    """
+
+    follows: ClassVar[tuple[type[Pass], ...]] = (SkipSelectionPass,)
+    after: ClassVar[tuple[type[Pass], ...]] = (CalibrationPass,)
+
+    @property
+    def scheme(self) -> AnyScheme:
+        """How the pass represents the layers it packs."""
+        raise NotImplementedError(f"{type(self).__name__} must define its scheme")
+
+    def scheme_for(self, layer: Layer, packable: Packable, context: QuantContext) -> AnyScheme | Obstacle:
+        """How one layer is represented; most passes represent all alike.
+
+        Args:
+            layer: A layer that can be packed.
+            packable: How.
+            context: Shared state; the plan is open, findings may be reported.
+        """
+        return self.scheme
+
+    def plan(self, context: QuantContext) -> None:
+        taken: dict[str, tuple[Packable, AnyScheme]] = {}
+        for layer in self._open(context):
+            outcome = self._examine(layer, context)
+            if isinstance(outcome, Obstacle):
+                context.decline(layer.name, outcome)
+            else:
+                taken[layer.name] = outcome
+        for layer in self._open(context):
+            leader = _leader(layer, context, taken.keys()) if layer.name in taken else None
+            if leader is not None:
+                _follow(layer, leader, context)
+            elif layer.name in taken:
+                context.decide(_decision(layer, *taken[layer.name], context))
+                context.report(_caveat(layer, taken[layer.name][0], context))
+
+    def _open(self, context: QuantContext) -> list[Layer]:
+        own, main = self.scheme.target, context.scheme.target
+        targets = {layer: target.to for layer, target in context.targets.items()}
+        return [layer for layer in context.undecided() if targets.get(layer.name, main) == own]
+
+    def _examine(self, layer: Layer, context: QuantContext) -> tuple[Packable, AnyScheme] | Obstacle:
+        packable = context.examine(layer.name)
+        if isinstance(packable, Obstacle):
+            return packable
+        scheme = self.scheme_for(layer, packable, context)
+        return scheme if isinstance(scheme, Obstacle) else (packable, scheme)
+
+    def mine(self, context: QuantContext) -> Iterator[Layer]:
+        """Layers that the plan gives to this pass, in model order.
+
+        Args:
+            context: Shared state; the plan is final. An exception while a layer is being worked on names it.
+        """
+        for layer in context.quantized_layers():
+            scheme = context.plan[layer.name].scheme
+            if scheme is not None and scheme.target == self.scheme.target:
+                yield layer
+
+    def prepare(self, context: QuantContext) -> None:
+        layers = [layer.name for layer in self.mine(context)]
+        weights = [(layer, context.weight(layer, name)) for layer in layers for name in context.weight_names(layer)]
+        meta = list(dict.fromkeys(layer for layer, weight in weights if weight.is_meta))
+        if meta:
+            raise InputError(f"weights on the meta device: {quoted(meta)}; load real weights first", layers=meta)
+        self.refuse_extremes([(layer, range_of(weight)) for layer, weight in weights])
+        context.report([_untied(name) for name in _sharing_in_another_layout(layers, context)])
+
+    def refuse_extremes(self, ranges: Sequence[tuple[str, float]]) -> None:
+        """Refuse weights that the scheme cannot hold; all layers at once.
+
+        Args:
+            ranges: Layer names, each with the range of one of the layer's weights.
+
+        Raises:
+            InputError: For weights with NaN or Inf.
+        """
+        broken = [layer for layer, width in ranges if not math.isfinite(width)]
+        if broken:
+            layers = list(dict.fromkeys(broken))
+            raise InputError(f"weights with NaN or Inf: {quoted(layers)}; repair the model or skip them", layers=layers)
+
+    def run(self, context: QuantContext) -> None:
+        for layer in self.mine(context):
+            scheme, packable = self._scheme_of(layer, context), context.packable(layer.name)
+            weights: dict[str, PackedWeight] = {}
+            digests: dict[str, str] = {}
+            for name in context.weight_names(layer.name):
+                weights[name], digests[name] = _packed(layer.name, name, packable.forms[name], scheme, context)
+            mixin = packable.adapter.mixin(context.module(layer.name), scheme)
+            context.packed[layer.name] = PackedLayer(weights, mixin, self.extras(layer, weights, context), digests)
+
+    def _scheme_of(self, layer: Layer, context: QuantContext) -> AnyScheme:
+        return context.plan[layer.name].scheme or self.scheme
+
+    def extras(
+        self, layer: Layer, weights: Mapping[str, PackedWeight], context: QuantContext
+    ) -> Mapping[str, nn.Module]:
+        """Submodules that a packed layer needs besides its weights; most need none.
+
+        Args:
+            layer: A layer of this pass.
+            weights: Its packed weights by name.
+            context: Shared state.
+        """
+        return {}
+
+    def ensures(self, context: QuantContext) -> None:
+        missing = [layer.name for layer in self.mine(context) if layer.name not in context.packed]
+        if missing:
+            raise PassError(f"not packed although planned: {quoted(missing)}", layers=missing)
+
+
+def range_of(weight: Tensor) -> float:
+    """Largest minus smallest value of a weight, zero included: what its codes must span.
+
+    Args:
+        weight: Any shape, real float dtype, not empty.
+
+    Returns:
+        A float64 number; nan or inf if the weight holds one.
+    """
+    low, high = torch.aminmax(weight)
+    return float(high.double().clamp_min(0) - low.double().clamp_max(0)) if low == low else math.nan
+
+
+def _packed(
+    layer: str, name: str, form: MatrixForm, scheme: AnyScheme, context: QuantContext
+) -> tuple[PackedWeight, str]:
+    weight = context.weight(layer, name)
+    for other, key in context.tied_weights(layer, name)[1:]:
+        twin = context.packed.get(other)
+        # Integer products need the rows where they are; other layers take a shared weight in any form.
+        if twin is not None and (twin.weights[key].form == form or not _multiplies_integers(scheme)):
+            return twin.weights[key], twin.digests[key]
+    packed, digest = pack_weight(weight, scheme, form)
+    packed.dtype = context.original_weight(layer, name).dtype
+    context.report(_underflow(layer, packed))
+    return packed, digest
+
+
+def _multiplies_integers(scheme: AnyScheme) -> bool:
+    return isinstance(scheme, Scheme) and scheme.activations is not None
+
+
+def _decision(layer: Layer, packable: Packable, scheme: AnyScheme, context: QuantContext) -> Decision:
+    names = tuple(packable.forms)
+    module = context.module(layer.name)
+    size = sum(weight.numel() * weight.element_size() for weight in context.readable_weights(layer.name, names))
+    compute = packable.adapter.compute(module, scheme).format(size=format_bytes(size))
+    what = "weight" if names == ("weight",) else ", ".join(names)
+    reason = f"{layer.type.__name__} {what} to {scheme}"
+    target = context.targets.get(layer.name)
+    if target is None:
+        return Decision(layer.name, Action.QUANTIZE, reason, scheme=scheme, weights=names, compute=compute)
+    reason = f"{reason}, because {target.reason}"
+    return Decision(
+        layer.name, Action.QUANTIZE, reason, target.rule, target.origin, scheme=scheme, weights=names, compute=compute
+    )
+
+
+def _caveat(layer: Layer, packable: Packable, context: QuantContext) -> list[Finding]:
+    caveat = packable.adapter.caveat(context.module(layer.name))
+    if not caveat:
+        return []
+    message = f"Layer {quoted([layer.name])} ({layer.type.__name__} {', '.join(packable.forms)}): {caveat}."
+    remedy = "Keep what is not multiplied, such as tables of biases, with skip_layer_names or skip_layer_types."
+    return [Finding("unknown-kind", Severity.INFO, message, layer.name, remedy)]
+
+
+def _leader(layer: Layer, context: QuantContext, taken: Container[str]) -> str | None:
+    """A layer that shares a weight with this one and will not be packed along with it."""
+    own = {
+        tensor_identity(weight) for weight in context.readable_weights(layer.name, context.packable(layer.name).forms)
+    }
+    for other in layer.ties:
+        held = (tensor_identity(parameter) for parameter in own_parameters(context.module(other)).values())
+        if other not in taken and not own.isdisjoint(held):
+            return other
+    return None
+
+
+def _follow(layer: Layer, leader: str, context: QuantContext) -> None:
+    tie = f"its weight is tied to {leader!r}"
+    decision = context.plan.get(leader)
+    if decision is not None and decision.action is Action.SKIP:
+        reason = f"{tie}, which stays in float: {decision.reason}"
+        context.decide(Decision(layer.name, Action.SKIP, reason, decision.rule, decision.origin))
+        return
+    because = decision.reason if decision is not None else context.obstacles[leader].reason
+    remedy = "untie them, at the price of a second copy"
+    context.decline(layer.name, Obstacle(f"{tie}, which cannot be packed: {because}", remedy))
+
+
+def _sharing_in_another_layout(layers: list[str], context: QuantContext) -> list[str]:
+    """Layers with a weight that is the same elements as another parameter, seen in another shape or order."""
+    views: dict[int, set[tuple[object, ...]]] = {}
+    for parameter in context.model.parameters():
+        if parameter.layout == torch.strided:
+            views.setdefault(parameter.data_ptr(), set()).add(tensor_identity(parameter))
+    weights = (
+        (layer, context.original_weight(layer, name)) for layer in layers for name in context.weight_names(layer)
+    )
+    found = [layer for layer, weight in weights if len(views.get(weight.data_ptr(), ())) > 1]
+    return list(dict.fromkeys(found))
+
+
+def _untied(layer: str) -> Finding:
+    message = f"Warning: the weight of layer {layer!r} shares memory with another parameter in another layout."
+    remedy = "The packed weight is one of its own: the tie ends, and no memory is shared."
+    return Finding("untied", Severity.WARNING, message, layer, remedy)
+
+
+def _underflow(layer: str, packed: PackedWeight) -> list[Finding]:
+    scale = packed._buffers.get("scale")
+    tiny = 0 if scale is None else int((scale.abs() < torch.finfo(scale.dtype).tiny).sum())
+    if scale is None or not tiny:
+        return []
+    message = f"Warning: {tiny} of {scale.numel()} group scales of layer {layer!r} are subnormal in {scale.dtype}."
+    remedy = "Use scale_dtype=torch.float32 or torch.bfloat16 for full precision."
+    return [Finding("scale-underflow", Severity.WARNING, message, layer, remedy)]

@@ -1,0 +1,100 @@
+"""From the words people use for a precision (bits, dtypes) to the packing passes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from monoquant.errors import ConfigError
+from monoquant.passes.half_cast import HalfCastPass
+from monoquant.passes.int4_pack import Int4PackPass
+from monoquant.passes.int8_pack import Int8PackPass
+from monoquant.passes.pack import PackPass
+from monoquant.values import INT4
+
+Activations = Literal["dynamic", "static"]
+
+DTYPES: dict[str, torch.dtype] = {
+    "int4": INT4,
+    "int8": torch.int8,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+_TARGETS = {dtype: target for target, dtype in DTYPES.items()} | {torch.qint8: "int8"}
+_BY_BITS = {4: "int4", 8: "int8", 16: "float16"}
+
+
+def require_precision(bits: Any, dtype: Any, default: str) -> str:
+    """What a caller means by ``bits`` and ``dtype``.
+
+    Args:
+        bits: 4, 8, 16 or None.
+        dtype: torch.int4, torch.int8, torch.qint8, torch.float16, torch.bfloat16 or None.
+        default: What neither means.
+
+    Returns:
+        ``"int4"``, ``"int8"``, ``"float16"`` or ``"bfloat16"``.
+
+    Raises:
+        ConfigError: For anything else, or two that disagree.
+    """
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or bits not in _BY_BITS):
+        raise ConfigError(f"bits={bits!r}: give 4, 8 or 16 (and calibration data by name: calibration_data=...)")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in _TARGETS):
+        allowed = ", ".join(map(str, _TARGETS))
+        raise ConfigError(f"dtype={dtype!r}: give one of {allowed}")
+    by_bits = None if bits is None else _BY_BITS[bits]
+    by_dtype = None if dtype is None else _TARGETS[dtype]
+    if by_bits and by_dtype and by_bits != by_dtype and not (bits == 16 and by_dtype == "bfloat16"):
+        raise ConfigError(f"bits={bits!r} and dtype={dtype} disagree: give one of them")
+    return by_dtype or by_bits or default
+
+
+def packing_pass(
+    target: str,
+    group_size: int | None,
+    symmetric: bool | None,
+    scale_dtype: torch.dtype | None,
+    activations: Activations | None,
+    observer: str,
+) -> PackPass:
+    """The pass for a precision, with the options that were given.
+
+    Args:
+        target: As :func:`require_precision` returns it.
+        group_size: None means the pass's default; so do the next two.
+        symmetric: As the passes explain it.
+        scale_dtype: As the passes explain it.
+        activations: INT8 only.
+        observer: INT8 with static activations only.
+
+    Raises:
+        ConfigError: For wrong values, and for options that would change nothing.
+    """
+    given = {"group_size": group_size, "symmetric": symmetric, "scale_dtype": scale_dtype}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if target == "int8":
+        return Int8PackPass(**options, activations=activations, observer=observer)
+    if activations is not None:
+        raise ConfigError(f"activations={activations!r} is for INT8: give bits=8")
+    if observer != "minmax":
+        raise ConfigError(f"observer={observer!r} does nothing without bits=8 and activations='static'")
+    if target == "int4":
+        return Int4PackPass(**options)
+    if options:
+        raise ConfigError(f"{', '.join(options)} change nothing in {target}: leave them out")
+    return HalfCastPass(DTYPES[target])
+
+
+def secondary_passes(target: str) -> list[PackPass]:
+    """Passes for what rules may reduce less than the rest (``skip_to``).
+
+    Args:
+        target: What the rest is reduced to.
+
+    Returns:
+        A pass for each other target; one that no rule names does nothing.
+    """
+    passes: list[PackPass] = [Int8PackPass(), HalfCastPass(torch.float16), HalfCastPass(torch.bfloat16)]
+    return [pass_ for pass_ in passes if pass_.scheme.target != target]

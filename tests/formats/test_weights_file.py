@@ -1,0 +1,76 @@
+"""Files of float weights: read without running what they hold, or refused with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from monoquant.errors import FileError, InputError
+from monoquant.formats.weights_file import read_weights
+
+
+class Executes:
+    """Unpickling it would run code."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("executed"),))
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither at reading nor later."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.zeros(2), "more": Executes()}, tmp_path / "evil.pt")
+    with pytest.raises(FileError, match=r"evil\.pt: cannot be read as weights only .*save model\.state_dict\(\)"):
+        read_weights(tmp_path / "evil.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_whole_model_is_refused(tmp_path: Path) -> None:
+    """It needs its class, and code to build it."""
+    torch.save(nn.Linear(2, 2), tmp_path / "model.pt")
+    with pytest.raises(FileError, match=r"save model\.state_dict\(\) rather than the model"):
+        read_weights(tmp_path / "model.pt")
+
+
+def test_a_single_tensor_is_no_state_dict(tmp_path: Path) -> None:
+    """The file is fine, what it holds is not."""
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    with pytest.raises(InputError, match="holds a Tensor: give a file with a state dict"):
+        read_weights(tmp_path / "tensor.pt")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "weights.bin"])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 40, b"PK\x03\x04broken"])
+def test_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    """With the file's name."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileError, match=name):
+        read_weights(tmp_path / name)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    """Wherever it is cut."""
+    torch.save({"weight": torch.randn(50, 50)}, tmp_path / "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    for end in range(1, len(whole), max(1, len(whole) // 20)):
+        (tmp_path / "cut.pt").write_bytes(whole[:end])
+        with pytest.raises(FileError, match=r"cut\.pt"):
+            read_weights(tmp_path / "cut.pt")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    """Neither is read."""
+    for path in (tmp_path / "nothing.pt", tmp_path):
+        with pytest.raises(FileError, match="no such file"):
+            read_weights(path)
+
+
+def test_other_endings_are_refused(tmp_path: Path) -> None:
+    """With those that are known."""
+    (tmp_path / "weights.onnx").write_bytes(b"x")
+    with pytest.raises(FileError, match=r"give a \.safetensors file, or one of \.pt, \.pth, \.bin, \.ckpt"):
+        read_weights(tmp_path / "weights.onnx")
