@@ -197,8 +197,7 @@ def _remedy(failing: Sequence[LayerReport], info: QuantizationInfo) -> str:
 
 def _price_of_smaller_groups(info: QuantizationInfo, scheme: Scheme) -> int:
     smaller = attrs.evolve(scheme, group_size=_SMALLER_GROUP)
-    shapes = [record.shape for record in info.layers if record.scheme == scheme and len(record.shape) >= 2]
-    matrices = [(shape[0], math.prod(shape[1:])) for shape in shapes]
+    matrices = [matrix for record in info.layers if record.scheme == scheme for matrix in record.matrices]
     return sum(storage_bytes(*matrix, smaller) - storage_bytes(*matrix, scheme) for matrix in matrices)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -90,27 +90,19 @@ def measure_product(matrix: Tensor, packed: nn.Module, inputs: Tensor) -> Energy
     return measure(rows @ matrix.T, packed(rows))
 
 
-def measure_calls(module: nn.Module, packed: nn.Module, calls: Iterable[Call]) -> tuple[Energy, int]:
-    """Compare what a packed module answers to calls with what the float one answers.
+def answer(module: nn.Module, call: Call) -> Tensor | None:
+    """What a module answers to a call that calibration saw.
 
     Args:
-        module: The float module, in eval mode.
-        packed: The same module with packed weights.
-        calls: Calls that calibration saw.
+        module: A module in eval mode.
+        call: The call; its tensors and containers are copied first, because a forward may write to them.
 
     Returns:
-        Energies of the first floating-point tensor of each answer, and the number of samples (the calls' leading
-        dimensions).
+        The first floating-point tensor of the answer, padded if it is nested; None if there is none.
     """
-    energy, samples = Energy(), 0
+    own = call.copied()
     with torch.no_grad():
-        for call in calls:
-            reference = next(_floats(module.forward(*call.args, **call.kwargs)), None)
-            answer = next(_floats(packed.forward(*call.args, **call.kwargs)), None)
-            if reference is not None and answer is not None:
-                energy += measure(reference, answer)
-                samples += len(reference) if reference.dim() else 1
-    return energy, samples
+        return next(_floats(module.forward(*own.args, **own.kwargs)), None)
 
 
 def _floats(value: Any) -> Iterator[Tensor]:
@@ -122,8 +114,6 @@ def _floats(value: Any) -> Iterator[Tensor]:
             yield from _floats(item)
     elif isinstance(value, dict):
         yield from _floats(list(value.values()))
-    elif isinstance(value, nn.utils.rnn.PackedSequence):
-        yield value.data
 
 
 def is_finite(packed: PackedWeight) -> bool:

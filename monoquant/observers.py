@@ -32,6 +32,10 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
+    def copied(self) -> Call:
+        """The same arguments, with tensors and plain containers of their own."""
+        return _mapped(self, lambda tensor: tensor.detach().clone())
+
     def rows(self, features: int) -> Iterator[Tensor]:
         """The first argument as rows.
 
@@ -216,7 +220,7 @@ class CallSampler:
         if fitting is None:
             return
         self._room -= _bytes(fitting)
-        self.calls.append(_copied(fitting))
+        self.calls.append(fitting.copied())
 
 
 def _tensors(call: Call) -> list[Tensor]:
@@ -254,10 +258,6 @@ def _cut(call: Call, room: int, *, at_least_one: bool) -> Call | None:
     if not samples and not at_least_one:
         return None
     return _mapped(call, lambda tensor: tensor[: max(samples, 1)])
-
-
-def _copied(call: Call) -> Call:
-    return _mapped(call, lambda tensor: tensor.detach().clone())
 
 
 def _mapped(call: Call, change: Any) -> Call:

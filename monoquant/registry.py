@@ -43,8 +43,10 @@ def _in_one_order(entries: Iterable[Registered[T]]) -> tuple[Registered[T], ...]
 
 def _with_built_in_last(entries: Iterable[Registered[ModuleAdapter]]) -> tuple[Registered[ModuleAdapter], ...]:
     # The first adapter that claims a module has it, and the last built-in one claims everything.
-    added = [entry for entry in _in_one_order(entries) if entry.origin != BUILT_IN]
-    added.sort(key=lambda entry: entry.origin != CALLER)
+    entries = tuple(entries) if isinstance(entries, Iterable) else entries
+    in_order = _in_one_order(entries)
+    callers = [entry for entry in entries if entry.origin == CALLER]  # in the order in which the caller gave them
+    added = [*callers, *(entry for entry in in_order if entry.origin not in (BUILT_IN, CALLER))]
     return (*added, *(Registered(adapter, BUILT_IN) for adapter in BUILT_IN_ADAPTERS))
 
 

@@ -120,6 +120,7 @@ def _layer_report(layer: Layer, context: QuantContext) -> LayerReport:
         remedy=decision.remedy,
         scheme=decision.scheme,
         weights=decision.weights,
+        matrices=() if packed is None else tuple((one.rows, one.columns) for one in packed.weights.values()),
         compute=decision.compute,
         weight_sqnr_db=measurement.weight.sqnr_db if measurement else None,
         reference_sqnr_db=measurement.reference.sqnr_db if measurement else None,

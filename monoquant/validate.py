@@ -148,6 +148,7 @@ def _record(name: str, pair: _Pair, measurement: Measurement) -> LayerReport:
         dtype=next(iter(weights.values())).dtype,
         scheme=pair.scheme,
         weights=tuple(weights),
+        matrices=tuple((one.rows, one.columns) for one in weights.values()),
         weight_sqnr_db=measurement.weight.sqnr_db,
         reference_sqnr_db=measurement.reference.sqnr_db,
     )

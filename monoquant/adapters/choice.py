@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from monoquant.adapters.attention import AttentionAdapter
 from monoquant.adapters.base import ModuleAdapter, Obstacle, obstacle_in_tensor
@@ -16,6 +17,7 @@ from monoquant.adapters.linear import LinearAdapter, TransposedLinearAdapter
 from monoquant.adapters.parameters import AttributeAdapter
 from monoquant.adapters.recurrent import RecurrentAdapter
 from monoquant.adapters.tensors import TensorAdapter
+from monoquant.modules.packed_module import PackedModule, packed_class
 from monoquant.modules.reparametrized import compute, computed_weights
 from monoquant.numerics.matrix_form import MatrixForm
 
@@ -64,7 +66,8 @@ def examine(module: nn.Module, adapters: Iterable[ModuleAdapter]) -> Packable | 
         return forms
     obstacles = (obstacle_in_tensor(name, weights[name]) for name in forms)
     found = next((obstacle for obstacle in obstacles if obstacle is not None), None)
-    return found or _obstacle_in_names(module, forms) or Packable(adapter, forms)
+    found = found or _obstacle_in_names(module, forms) or _obstacle_to_subclassing(module, forms)
+    return found or Packable(adapter, forms)
 
 
 def readable_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -91,6 +94,15 @@ def _obstacle_in_class(module: nn.Module) -> Obstacle | None:
     between = kind.__mro__[: kind.__mro__.index(nn.Module)]
     if any("__slots__" in vars(one) for one in between):
         return Obstacle(f"{kind.__name__} defines __slots__, so its class cannot be exchanged", "remove the __slots__")
+    return None
+
+
+def _obstacle_to_subclassing(module: nn.Module, forms: Mapping[str, MatrixForm]) -> Obstacle | None:
+    kind = parametrize.type_before_parametrizations(module)
+    try:
+        packed_class(PackedModule, kind, tuple(sorted(forms)))
+    except TypeError as error:
+        return Obstacle(f"{kind.__name__} cannot be subclassed ({error})", "make __init_subclass__ take no arguments")
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from monoquant.modules.packed_module import PackedModule
 from monoquant.numerics.integer_product import MIDDLE, integer_product, quantize_rows, quantize_to_range
 
 
-class IntegerCompute(PackedModule, abc.ABC):
+class IntegerCompute(PackedModule):
     """Mixin of Linear-like modules that multiply integers: ``y = ((codes - zero) @ qweight.T) * scales + bias``.
 
     Gradients of inputs and bias pass straight through the rounding (Bengio et al. 2013).
@@ -24,7 +23,6 @@ class IntegerCompute(PackedModule, abc.ABC):
 
     packed_weight: PackedMatrix
 
-    @abc.abstractmethod
     def integer_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The product in integers.
 
@@ -34,6 +32,7 @@ class IntegerCompute(PackedModule, abc.ABC):
         Returns:
             int32 sums ``[n, out_features]``, and the float32 scale of each input row ``[n, 1]``.
         """
+        raise NotImplementedError  # no ABC: its metaclass would clash with that of a module's own class
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer.
@@ -62,7 +61,7 @@ class IntegerCompute(PackedModule, abc.ABC):
 class Int8Dynamic(IntegerCompute):
     """Each input row is quantized by its own largest magnitude, on each call."""
 
-    title = "Int8Dynamic"
+    _title = "Int8Dynamic"
 
     def integer_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         codes, scale = quantize_rows(rows)
@@ -95,7 +94,7 @@ class InputQuantizer(ExactBuffers):
 class Int8Static(IntegerCompute):
     """All inputs are quantized with the range that calibration found; what lies outside of it is clipped."""
 
-    title = "Int8Static"
+    _title = "Int8Static"
     packed_input: InputQuantizer
 
     def integer_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:

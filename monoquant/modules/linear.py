@@ -42,7 +42,7 @@ class PackedLinear(PackedModule, nn.Linear):
         bias: ``[out_features]`` or None.
     """
 
-    default_scheme: ClassVar[AnyScheme] = Scheme()
+    _default_scheme: ClassVar[AnyScheme] = Scheme()
     packed_weight: PackedWeight
     bias: Parameter | None  # type: ignore[assignment]  # Linear leaves out that it may be None
 
@@ -59,7 +59,7 @@ class PackedLinear(PackedModule, nn.Linear):
         dtype = dtype or torch.get_default_dtype()
         self.in_features, self.out_features = in_features, out_features
         form = MatrixForm.rows_first((out_features, in_features))
-        scheme = self.default_scheme if scheme is None else scheme
+        scheme = self._default_scheme if scheme is None else scheme
         self.packed_weight = empty_weight(form, scheme, dtype, device or torch.get_default_device())
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
 
@@ -83,30 +83,30 @@ class PackedLinear(PackedModule, nn.Linear):
 class Int4Linear(PackedLinear):
     """A PackedLinear of 4-bit codes; by default asymmetric groups of 128 with float16 scales."""
 
-    title = "Int4"
+    _title = "Int4"
     packed_weight: PackedMatrix
 
 
 class Int8Linear(PackedLinear):
     """A PackedLinear of 8-bit codes; by default symmetric with one float32 scale per output channel."""
 
-    title = "Int8"
-    default_scheme = INT8_SCHEME
+    _title = "Int8"
+    _default_scheme = INT8_SCHEME
     packed_weight: PackedMatrix
 
 
 class HalfLinear(PackedLinear):
     """A PackedLinear stored in 16 bits of floating point; by default float16."""
 
-    title = "Half"
-    default_scheme = HalfScheme(torch.float16)
+    _title = "Half"
+    _default_scheme = HalfScheme(torch.float16)
 
 
 class Int8DynamicLinear(Int8Dynamic, Int8Linear):
     """An Int8Linear that quantizes each input row and multiplies integers, which is faster than float."""
 
-    title = Int8Dynamic.title
-    default_scheme = attrs.evolve(INT8_SCHEME, activations="dynamic")
+    _title = Int8Dynamic._title
+    _default_scheme = attrs.evolve(INT8_SCHEME, activations="dynamic")
     packed_weight: PackedMatrix
 
 
@@ -116,8 +116,8 @@ class Int8StaticLinear(Int8Static, Int8Linear):
     A new one takes inputs from -1 to 1, until it is loaded.
     """
 
-    title = Int8Static.title
-    default_scheme = attrs.evolve(INT8_SCHEME, activations="static")
+    _title = Int8Static._title
+    _default_scheme = attrs.evolve(INT8_SCHEME, activations="static")
     packed_weight: PackedMatrix
 
     def __init__(

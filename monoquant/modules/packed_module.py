@@ -25,7 +25,7 @@ class PackedModule(nn.Module):
     parametrizations: ``isinstance`` with either is True, methods and attributes stay.
     """
 
-    title: ClassVar[str] = "Packed"
+    _title: ClassVar[str] = "Packed"
     """What the name of a combined class begins with."""
 
     def packed_weights(self) -> dict[str, PackedWeight]:
@@ -98,7 +98,7 @@ def _combined_class(mixin: Any, base: Any, names: tuple[str, ...]) -> type[Packe
     readers: dict[str, Any] = {name: _reader(name) for name in names if not hasattr(mixin, name)}
     made_of = (mixin, base, names)
     namespace = {**readers, "_made_of": made_of, "__doc__": base.__doc__, "__module__": base.__module__}
-    made: type[PackedModule] = type(f"{mixin.title}{base.__name__}", (mixin, base), namespace)
+    made: type[PackedModule] = type(f"{mixin._title}{base.__name__}", (mixin, base), namespace)
     return made
 
 

@@ -64,10 +64,8 @@ class StackedWeight:
     def _item(self, index: int | Tensor) -> Tensor:
         if isinstance(index, int) and not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for a stack of {len(self)}")
-        form, count = self._packed.form, len(self)
-        rows = form.rows // count
-        first = (index % count) * rows
-        held = torch.arange(rows, device=self.device) + first
+        form = self._packed.form
+        held = torch.arange(form.rows, device=self.device).view(len(self), -1)[index]
         reordered = [form.split[axis] for axis in form.order[1:]]
         back = sorted(range(len(reordered)), key=form.order[1:].__getitem__)
         return self._packed.dequantized_rows(held).reshape(reordered).permute(back).contiguous()

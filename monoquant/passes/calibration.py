@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from monoquant.context import QuantContext
-from monoquant.errors import ConfigError, InputError
+from monoquant.errors import ConfigError, InputError, quoted
 from monoquant.observers import Call, Request
 from monoquant.passes.base import Pass
 from monoquant.report import CalibrationFacts
@@ -263,8 +263,9 @@ def _write_progress(samples: int, wanted: int) -> None:
 
 
 def _unseen_finding(layer: str) -> Finding:
-    message = f"Calibration never called layer {layer!r}, so only its weights are measured."
+    message = f"Calibration kept no input of layer {quoted([layer])}, so only its weights are measured."
     remedy = (
-        "Use data that reaches it; some modules, such as MultiheadAttention, read a layer's weight without calling it."
+        "Use data that reaches it; some modules read a layer's weight without calling it. "
+        "Calls that hold more than ValidationPass(sample_bytes=...) are not kept."
     )
     return Finding("not-calibrated", Severity.INFO, message, layer, remedy)

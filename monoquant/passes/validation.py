@@ -10,8 +10,8 @@ from monoquant.context import QuantContext
 from monoquant.errors import PassError, ValidationError, quoted
 from monoquant.measurement import (
     Measurement,
+    answer,
     is_finite,
-    measure_calls,
     measure_product,
     measure_weight,
     survives_saving,
@@ -19,7 +19,7 @@ from monoquant.measurement import (
 from monoquant.modules.integer_compute import IntegerCompute
 from monoquant.modules.packed_layer import PackedLayer
 from monoquant.modules.reparametrized import refresh
-from monoquant.numerics.metrics import Energy
+from monoquant.numerics.metrics import Energy, measure
 from monoquant.observers import CallSample, CallSampler, InputSample, Request, RowSampler
 from monoquant.passes.base import Pass
 from monoquant.passes.calibration import CalibrationPass
@@ -123,13 +123,30 @@ class ValidationPass(Pass):
 def _measure_calls(
     packed: PackedLayer, where: str, layer: str, seen: CallSampler, context: QuantContext
 ) -> tuple[Energy | None, int]:
+    """Energies of what the module answers to the calls that were seen, and the number of samples in them."""
     module = context.module(where)
     if "forward" in vars(module):
-        return None, 0  # a forward that belongs to the object would be bound to the float module in the copy, too
+        context.report([_not_replayed(layer, "its forward belongs to the object, and would run the float module")])
+        return None, 0
     owned = layer.removeprefix(where).lstrip(".")
     twin = packed.detached_owner(module, owned) if owned else packed.detached(module)
-    output, rows = measure_calls(module, twin, seen.calls)
-    return (output, rows) if rows else (None, 0)
+    energy, samples = Energy(), 0
+    for call in seen.calls:
+        try:
+            reference = answer(module, call)
+        except Exception as error:  # whatever a forward needs besides its arguments may be gone by now
+            context.report([_not_replayed(layer, f"{type(error).__name__}: {error}")])
+            return None, 0
+        approximation = answer(twin, call)
+        if reference is not None and approximation is not None:
+            energy += measure(reference, approximation)
+            samples += len(reference) if reference.dim() else 1
+    return (energy, samples) if samples else (None, 0)
+
+
+def _not_replayed(layer: str, reason: str) -> Finding:
+    message = f"The output of layer {quoted([layer])} is not measured: its calls cannot be repeated ({reason})."
+    return Finding("output-not-measured", Severity.INFO, message, layer, "Judge the whole model's output instead.")
 
 
 def _failed_checks(packed: PackedLayer) -> list[str]:

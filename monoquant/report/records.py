@@ -27,6 +27,7 @@ class LayerReport:
         remedy: What would make an unsupported layer possible.
         scheme: Representation of the weights; None if they stayed float.
         weights: Names of the packed parameters; empty if it stayed float.
+        matrices: Rows and columns of each packed parameter as a matrix; empty if it stayed float.
         compute: How the packed layer runs.
         weight_sqnr_db: SQNR of the weight in dB; None if not measured.
         reference_sqnr_db: What the same scheme reaches on Gaussian weights, in dB.
@@ -49,6 +50,7 @@ class LayerReport:
     remedy: str = ""
     scheme: AnyScheme | None = None
     weights: tuple[str, ...] = ()
+    matrices: tuple[tuple[int, int], ...] = ()
     compute: str = ""
     weight_sqnr_db: float | None = None
     reference_sqnr_db: float | None = None

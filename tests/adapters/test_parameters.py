@@ -194,3 +194,48 @@ def test_an_axis_that_is_not_there_is_an_error_that_names_the_layer() -> None:
 def test_elementwise_gains_are_no_matrices(module: nn.Module) -> None:
     """Also those with two axes."""
     assert outcome(module).reason == f"{type(module).__name__} has no weight matrix"
+
+
+class Meta(type):
+    """A metaclass of a module's own."""
+
+
+class WithMeta(nn.Linear, metaclass=Meta):
+    """Its subclasses must have that metaclass."""
+
+
+class Demanding(nn.Module):
+    """Its subclasses must say something that nobody knows to say."""
+
+    def __init_subclass__(cls, *, purpose: str) -> None:
+        super().__init_subclass__()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix
+
+
+@pytest.mark.parametrize("activations", [None, "dynamic"])
+def test_a_metaclass_is_no_obstacle(activations: Any) -> None:
+    """The packed class has it as well."""
+    model = nn.Sequential(WithMeta(8, 8))
+    result = mq.quantize(model, bits=8, activations=activations, accuracy_warning="ignore")
+    assert isinstance(type(result.model[0]), Meta)
+    assert torch.allclose(result.model(torch.ones(1, 8)), model(torch.ones(1, 8)), atol=0.1)
+
+
+def test_a_class_that_cannot_be_subclassed_is_an_obstacle() -> None:
+    """With torch's words for why."""
+    found = outcome(Demanding())
+    assert found.reason.startswith("Demanding cannot be subclassed (")
+    assert "purpose" in found.reason
+
+
+def test_the_callers_adapters_are_asked_in_their_order() -> None:
+    """The first one that claims a module has it."""
+    first, second = (mq.ParameterAdapter(Projection, {"matrix": axis}) for axis in (1, 0))
+    for order in ((first, second), (second, first)):
+        assert known_adapters(order, [])[:2] == list(order)

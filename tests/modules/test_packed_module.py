@@ -255,8 +255,7 @@ def test_copies_compute_the_same(kind: str) -> None:
     assert not pointers & {tensor.data_ptr() for tensor in twin.state_dict().values()}
 
 
-# torch's weight_norm leaves a local function on the module, with which nothing can be pickled, packed or not.
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "weight_norm"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_pickles_compute_the_same(kind: str) -> None:
     """An unpickled layer is of the same class, though no module holds that class by name."""
     layer = built(kind)

@@ -27,7 +27,7 @@ def stack(request: pytest.FixtureRequest) -> StackedWeight:
     return StackedWeight(packed(request.param))
 
 
-@pytest.mark.parametrize("index", [0, 3, -1, -4, torch.tensor(2)])
+@pytest.mark.parametrize("index", [0, 3, -1, -4, torch.tensor(2), torch.tensor(-3)])
 def test_an_item_is_that_of_the_whole(stack: StackedWeight, index: Any) -> None:
     """Bit for bit."""
     assert torch.equal(stack[index], stack.dequantize()[index])
@@ -58,6 +58,13 @@ def test_an_item_dequantizes_nothing_else(stack: StackedWeight, monkeypatch: pyt
 def test_an_index_out_of_range_is_an_index_error(stack: StackedWeight, index: int) -> None:
     """Which also ends a loop over the stack."""
     with pytest.raises(IndexError, match=f"index {index} is out of range for a stack of 4"):
+        stack[index]
+
+
+@pytest.mark.parametrize("index", [torch.tensor(4), torch.tensor(-5)])
+def test_a_tensor_out_of_range_is_an_index_error(stack: StackedWeight, index: Tensor) -> None:
+    """It does not wrap around to another expert."""
+    with pytest.raises(IndexError):
         stack[index]
 
 

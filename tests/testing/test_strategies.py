@@ -9,11 +9,10 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from monoquant.modules.linear_like import PACKABLE_DTYPES
-from monoquant.modules.packed_int4 import PackedInt4
+from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.rules import AllRule, AnyRule, NameRule, NotRule, SkipRule, ThresholdRule, TypeRule
 from monoquant.testing.strategies import layers, schemes, skip_rules, weights
-from monoquant.values import SCALE_DTYPES, Layer, Scheme
+from monoquant.values import PACKABLE_DTYPES, SCALE_DTYPES, Layer, Scheme
 
 normal = settings(deadline=None, max_examples=100)
 search = settings(deadline=None, max_examples=3000, database=None, derandomize=True, phases=[Phase.generate])
@@ -29,7 +28,7 @@ def test_weights_are_ones_that_every_scheme_can_hold(weight: torch.Tensor, schem
     assert weight.is_contiguous()
     assert not weight.requires_grad
     assert torch.isfinite(weight).all()
-    packed, _ = PackedInt4.pack(weight, scheme)
+    packed, _ = PackedMatrix.pack(weight, scheme)
     assert torch.isfinite(packed.scale).all()
     assert torch.isfinite(packed.dequantize()).all()
 
