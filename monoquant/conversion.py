@@ -17,6 +17,7 @@ from monoquant.modules.fast_path import keep_off, layers_to_keep_off, let_back
 from monoquant.modules.packed_layer import PackedLayer
 from monoquant.modules.packed_module import PackedModule
 from monoquant.modules.packed_weight import PackedWeight
+from monoquant.modules.reparametrized import computed_weights
 from monoquant.restoring import restored_on_error
 from monoquant.source import tensor_identity
 
@@ -38,7 +39,9 @@ def copy_without_weights(model: nn.Module, weights: Mapping[str, Collection[str]
     """
     plain, computed = _held_weights(model, weights)
     holders = {id(tensor): _holder(tensor) for tensor in (*plain.values(), *computed.values())}
-    memo: dict[int, object] = {**holders}
+    # What hooks left as attributes of layers that stay in float is computed anew by the next forward; it has a history
+    # of gradients, with which deepcopy would refuse it.
+    memo: dict[int, object] = {**{id(value): value.detach().clone() for value in _left_by_hooks(model)}, **holders}
     try:
         result = copy.deepcopy(model, memo)
     except Exception as error:
@@ -72,6 +75,14 @@ def _held_weights(
         elif isinstance(attribute, Tensor):
             computed[layer, name] = attribute
     return plain, computed
+
+
+def _left_by_hooks(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        for name in computed_weights(module):
+            value = vars(module).get(name)
+            if isinstance(value, Tensor):
+                yield value
 
 
 def _holder(tensor: Tensor) -> nn.Parameter:

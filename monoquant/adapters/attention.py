@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from monoquant.adapters.base import ModuleAdapter, Obstacle
 from monoquant.numerics.matrix_form import MatrixForm
+from monoquant.values import AnyScheme
 
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -21,3 +22,6 @@ class AttentionAdapter(ModuleAdapter):
     def forms(self, module: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, MatrixForm] | Obstacle:
         found = {name: MatrixForm.rows_first(weights[name].shape) for name in _PROJECTIONS if name in weights}
         return found or Obstacle("it has none of the projections of an nn.MultiheadAttention")
+
+    def compute(self, module: nn.Module, scheme: AnyScheme) -> str:
+        return "dequantizes {size} each time torch reads it, some times in a call"

@@ -21,6 +21,28 @@ def is_stack(packed: PackedWeight) -> bool:
     return len(form.shape) >= 3 and form.split == form.shape and form.order[0] == 0 and form.row_axes >= 2
 
 
+_BINARY = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow")
+_OPERATORS = (
+    *(f"__{side}{name}__" for name in _BINARY for side in ("", "r")),
+    *(f"__{name}__" for name in ("neg", "pos", "abs", "invert", "lt", "le", "gt", "ge")),
+)
+
+
+def _with_operators(kind: type[StackedWeight]) -> type[StackedWeight]:
+    """Give a class the operators of tensors; Python looks them up on the class, where ``__getattr__`` is not asked."""
+    for operator in _OPERATORS:
+        setattr(kind, operator, _delegated(operator))
+    return kind
+
+
+def _delegated(operator: str) -> Callable[..., Any]:
+    def operate(self: StackedWeight, *others: Any) -> Any:
+        return getattr(self.dequantize(), operator)(*_dequantized(others))
+
+    return operate
+
+
+@_with_operators
 class StackedWeight:
     """Stands for the dequantized tensor ``[n, ...]``: ``stack[i]`` dequantizes item i, anything else all of it.
 
@@ -56,7 +78,7 @@ class StackedWeight:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Tensor:
-        single = isinstance(index, int) or (
+        single = (isinstance(index, int) and not isinstance(index, bool)) or (
             isinstance(index, Tensor) and index.dim() == 0 and index.dtype != torch.bool
         )
         return self._item(index) if single else self.dequantize()[index]
@@ -84,22 +106,6 @@ class StackedWeight:
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         return function(*_dequantized(args), **_dequantized(dict(kwargs or {})))
-
-    def __matmul__(self, other: Any) -> Any:
-        return self.dequantize() @ other
-
-    def __rmatmul__(self, other: Any) -> Any:
-        return other @ self.dequantize()
-
-    def __mul__(self, other: Any) -> Any:
-        return self.dequantize() * other
-
-    __rmul__ = __mul__
-
-    def __add__(self, other: Any) -> Any:
-        return self.dequantize() + other
-
-    __radd__ = __add__
 
     def __repr__(self) -> str:
         return f"StackedWeight({'x'.join(map(str, self.shape))}, {self._packed.scheme})"

@@ -89,6 +89,29 @@ def test_it_stands_in_for_a_tensor(stack: StackedWeight) -> None:
     assert repr(stack) == "StackedWeight(4x6x10, int4 g4 asymmetric float16)"
 
 
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda w: w / 2,
+        lambda w: 2 / w,
+        lambda w: -w,
+        lambda w: 1 - w,
+        lambda w: w - 1,
+        lambda w: w**2,
+        lambda w: 2**w,
+        lambda w: w > 0,
+        lambda w: abs(w),
+        lambda w: w @ w.transpose(1, 2),
+        lambda w: torch.ones(4, 3, 6) @ w,
+        lambda w: w + w,
+        lambda w: w[True],
+    ],
+)
+def test_operators_are_those_of_the_whole(stack: StackedWeight, compute: Any) -> None:
+    """Also between two stacks, and with the stack on the right."""
+    assert torch.equal(compute(stack), compute(stack.dequantize()))
+
+
 def test_what_is_no_attribute_of_a_tensor_is_an_attribute_error(stack: StackedWeight) -> None:
     """So that hasattr() and copy protocols get the truth."""
     assert not hasattr(stack, "no_such_thing")
