@@ -191,9 +191,9 @@ def _extras(
         return {}
     prefix = joined(name, f"{PREFIX}input.")
     own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    known = InputQuantizer(torch.ones(()), torch.zeros(()))
+    known = InputQuantizer(torch.ones(()), torch.zeros(()), weight)
     known.load_state_dict(own, strict=True)
-    return {f"{PREFIX}input": known.to(weight.layout.device)}
+    return {f"{PREFIX}input": known}
 
 
 def _key_misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

@@ -12,22 +12,23 @@ from monoquant.errors import InputError
 from monoquant.modules.exact_buffers import ExactBuffers
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.modules.packed_module import PackedModule
-from monoquant.numerics.integer_product import MIDDLE, integer_product, quantize_rows, quantize_to_range
+from monoquant.numerics.integer_product import integer_product, quantize_rows, quantize_to_range
 
 
 class IntegerCompute(PackedModule):
-    """Mixin of Linear-like modules that multiply integers: ``y = ((codes - zero) @ qweight.T) * scales + bias``.
+    """Mixin of Linear-like modules that multiply integers: ``y = (codes @ qweight.T) * scales + bias``.
 
     Gradients of inputs and bias pass straight through the rounding (Bengio et al. 2013).
     """
 
     packed_weight: PackedMatrix
 
-    def integer_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def integer_rows(self, rows: Tensor, weight: PackedMatrix) -> tuple[Tensor, Tensor]:
         """The product in integers.
 
         Args:
-            rows: ``[n, in_features]``.
+            rows: float32 ``[n, in_features]``.
+            weight: The module's weight.
 
         Returns:
             int32 sums ``[n, out_features]``, and the float32 scale of each input row ``[n, 1]``.
@@ -43,19 +44,34 @@ class IntegerCompute(PackedModule):
         Returns:
             ``[..., out_features]``, same dtype.
         """
-        packed = self.packed_weight
+        weight: Any = self._modules["packed_weight"]  # nn.Module's __getattr__ would take as long as a small kernel
         if input.is_nested:
             return torch.nested.as_nested_tensor([self.forward(part) for part in input.unbind()], layout=input.layout)
-        if input.shape[-1] != packed.columns:
-            raise InputError(f"input of shape {tuple(input.shape)}: this layer takes {packed.columns} input features")
-        sums, scale = self.integer_rows(input.detach().reshape(-1, packed.columns))
-        product = sums.to(torch.float32).mul_(scale).mul_(packed.scale.to(torch.float32).t())
-        output = product.to(input.dtype).view(*input.shape[:-1], packed.rows)
-        if torch.is_grad_enabled() and input.requires_grad:
-            straight = functional.linear(input, packed.dequantized_rows(slice(None)).to(input.dtype))
-            output = straight + (output - straight).detach()
+        if input.shape[-1] != weight.columns:
+            raise InputError(f"input of shape {tuple(input.shape)}: this layer takes {weight.columns} input features")
+        differentiated = torch.is_grad_enabled() and input.requires_grad
+        rows = input if input.dim() == 2 else input.reshape(-1, weight.columns)
+        sums, scale = self.integer_rows(_as_float32(rows.detach() if differentiated else rows), weight)
+        output = _as_dtype(self._scaled(sums * scale, _as_float32(weight.scale).t()), input.dtype)
+        if input.dim() != 2:
+            output = output.view(*input.shape[:-1], weight.rows)
+        if differentiated:
+            straight = functional.linear(input, weight.dequantized_rows(slice(None)).to(input.dtype))
+            output = output + (straight - straight.detach())
+        return output
+
+    def _scaled(self, product: Tensor, scale: Tensor) -> Tensor:
         bias: Tensor | None = self._parameters["bias"]
-        return output if bias is None else output + bias
+        return product.mul_(scale) if bias is None else torch.addcmul(_as_float32(bias), product, scale)
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    return _as_dtype(tensor, torch.float32)
+
+
+def _as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # Even a conversion to the same dtype takes half as long as a small kernel.
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 class Int8Dynamic(IntegerCompute):
@@ -63,27 +79,35 @@ class Int8Dynamic(IntegerCompute):
 
     _title = "Int8Dynamic"
 
-    def integer_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def integer_rows(self, rows: Tensor, weight: PackedMatrix) -> tuple[Tensor, Tensor]:
         codes, scale = quantize_rows(rows)
-        return integer_product(codes, MIDDLE, self.packed_weight.qweight), scale
+        return integer_product(codes, weight.qweight), scale
 
 
 class InputQuantizer(ExactBuffers):
-    """The range of a static layer's inputs.
+    """What a static layer knows of its inputs.
 
     Args:
         scale: ``[]``: the step of the inputs' codes, > 0; kept as float32.
-        zero_point: ``[]``: the code of zero, 0..255; kept as int32.
+        zero_point: ``[]``: the code of zero, -128..127; kept as int32.
+        weight: The layer's weight, for the correction.
+
+    Attributes:
+        correction: int32 ``[out_features]``: zero_point times the sum of each row of weight codes, what a product of
+            codes is too large by.
     """
 
     scale: Tensor
     zero_point: Tensor
+    correction: Tensor
     kept_exact = ("scale",)
 
-    def __init__(self, scale: Tensor, zero_point: Tensor) -> None:
+    def __init__(self, scale: Tensor, zero_point: Tensor, weight: PackedMatrix) -> None:
         super().__init__()
-        self.register_buffer("scale", scale.to(torch.float32))
-        self.register_buffer("zero_point", zero_point.to(torch.int32))
+        device = weight.qweight.device
+        self.register_buffer("scale", scale.to(device, torch.float32))
+        self.register_buffer("zero_point", zero_point.to(device, torch.int32))
+        self.register_buffer("correction", weight.qweight.sum(1, dtype=torch.int32) * self.zero_point)
 
     def extra_repr(self) -> str:
         if self.scale.is_meta:
@@ -97,16 +121,7 @@ class Int8Static(IntegerCompute):
     _title = "Int8Static"
     packed_input: InputQuantizer
 
-    def integer_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        known = self.packed_input
+    def integer_rows(self, rows: Tensor, weight: PackedMatrix) -> tuple[Tensor, Tensor]:
+        known: Any = self._modules["packed_input"]
         codes, scale = quantize_to_range(rows, known.scale, known.zero_point)
-        return integer_product(codes, known.zero_point, self.packed_weight.qweight), scale
-
-
-def runs_in_integers(module: Any) -> bool:
-    """Whether a module multiplies integers.
-
-    Args:
-        module: Anything.
-    """
-    return isinstance(module, IntegerCompute)
+        return integer_product(codes, weight.qweight).sub_(known.correction), scale

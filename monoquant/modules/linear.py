@@ -14,7 +14,6 @@ from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.modules.packed_module import PackedModule
 from monoquant.modules.packed_weight import PackedWeight
 from monoquant.modules.storage import empty_weight
-from monoquant.numerics.integer_product import MIDDLE
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.values import INT8_SCHEME, AnyScheme, HalfScheme, Scheme
 
@@ -130,5 +129,4 @@ class Int8StaticLinear(Int8Static, Int8Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, scheme, device, dtype)
-        step, middle = torch.tensor(1 / MIDDLE, device=device), torch.tensor(MIDDLE, device=device)
-        self.packed_input = InputQuantizer(step, middle)
+        self.packed_input = InputQuantizer(torch.tensor(1 / 128), torch.tensor(0), self.packed_weight)

@@ -9,68 +9,61 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-MIDDLE = 128
-"""The unsigned code that stands for zero where inputs are quantized symmetrically."""
 MAX_FEATURES = (2**31 - 1) // (255 * 128)
-"""So many products of the largest codes still fit a signed 32-bit integer."""
+"""So many products of the largest codes, less those of the farthest zero_point, still fit a signed 32-bit integer."""
 
+_SIGN = 128
 _PROBED_SHAPES = ((1, 64, 16), (8, 64, 16), (40, 192, 48))
 
 Method = Literal["direct", "halves", "float64"]
 
 
-def quantize_rows(inputs: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize each row by its own largest magnitude, so that no row's result depends on the others.
 
     Args:
-        inputs: ``[rows, columns]``, float.
+        values: float32 ``[rows, columns]``.
 
     Returns:
-        uint8 codes 1..255 ``[rows, columns]`` around MIDDLE, and float32 scales ``[rows, 1]``; a row that holds nan or
-        inf gets a nan scale, so that what is computed from it is nan.
+        int8 codes -127..127 ``[rows, columns]``, and float32 scales ``[rows, 1]``; a row that holds nan or inf gets a
+        nan scale, so that what is computed from it is nan, whatever its codes are.
     """
-    values = inputs.to(torch.float32)
-    largest = values.abs().amax(-1, keepdim=True)
-    scale = torch.where(torch.isfinite(largest), largest / (MIDDLE - 1), torch.nan)
-    # Rows of zeros, and magnitudes whose scale would underflow, have nothing to resolve.
-    step = torch.where(scale < torch.finfo(torch.float32).tiny, torch.ones_like(scale), scale)
-    codes = (values / step).round_().add_(MIDDLE).nan_to_num_(MIDDLE).clamp_(1, 255)
-    return codes.to(torch.uint8), step
+    # Of rows of zeros, and of magnitudes whose scale would underflow, nothing is resolved.
+    step = values.abs().amax(-1, keepdim=True).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
+    codes = values.div(step).round_().to(torch.int8)
+    return codes, step.lerp(step, 1.0)  # step + (step - step), and inf - inf is nan
 
 
-def quantize_to_range(inputs: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_to_range(values: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize inputs with one scale and zero_point for all; what lies outside of their range is clipped.
 
     Args:
-        inputs: ``[rows, columns]``, float.
+        values: float32 ``[rows, columns]``.
         scale: float32 ``[]``, > 0.
-        zero_point: int32 ``[]``, 0..255.
+        zero_point: int32 ``[]``, the code of zero, -128..127.
 
     Returns:
-        uint8 codes ``[rows, columns]``, and the scale of each row ``[rows, 1]``: ``scale``, or nan for rows that hold
+        int8 codes ``[rows, columns]``, and the scale of each row ``[rows, 1]``: ``scale``, or nan for rows that hold
         nan or inf.
     """
-    values = inputs.to(torch.float32)
-    codes = (values / scale).round_().add_(zero_point).nan_to_num_(0.0).clamp_(0, 255)
-    sound = values.isfinite().all(-1, keepdim=True)
-    return codes.to(torch.uint8), torch.where(sound, scale, torch.nan)
+    codes = values.div(scale).round_().add_(zero_point).clamp_(-128, 127).to(torch.int8)
+    return codes, values.abs().amax(-1, keepdim=True).mul_(0).add_(scale)  # inf * 0 is nan
 
 
-def integer_product(codes: Tensor, zero_point: Tensor | int, weight_codes: Tensor) -> Tensor:
-    """``(codes - zero_point) @ weight_codes.T`` with exact sums, the same bits on every machine.
+def integer_product(codes: Tensor, weight_codes: Tensor) -> Tensor:
+    """``codes @ weight_codes.T`` with exact sums, the same bits on every machine.
 
     Args:
-        codes: uint8 ``[rows, columns]``; columns <= MAX_FEATURES.
-        zero_point: The code that stands for zero, 0..255.
+        codes: int8 ``[rows, columns]``; columns <= MAX_FEATURES.
         weight_codes: int8 ``[out, columns]``.
 
     Returns:
         int32 ``[rows, out]``.
     """
-    # One more row, of ones, sums up the weight codes on the way: what the zero_point contributes.
-    with_ones = torch.cat([codes, codes.new_ones(1, codes.shape[1])])
-    sums = _METHODS[_method(codes.device)](with_ones, weight_codes)
-    return sums[:-1].sub_(sums[-1:] * zero_point)
+    if codes.shape[1] == 1:
+        # A transposed column looks like a row to torch's kernel, which then reads past its end.
+        return codes.to(torch.int32) * weight_codes.to(torch.int32).t()
+    return _METHODS[_method(codes.device)](codes, weight_codes)
 
 
 def _method(device: torch.device) -> Method:
@@ -85,7 +78,7 @@ def exact_method() -> Method:
     """The fastest way to multiply integers that gives exact sums here, found by trying.
 
     ``torch._int_mm`` adds products in pairs of 16 bits on x86 machines without VNNI, and saturates silently where
-    codes are large; products of 7-bit inputs always fit, so that two of them make an exact one.
+    codes are large; products of unsigned 7-bit codes always fit, so that two of them make an exact one.
     """
     methods: tuple[Method, ...] = ("direct", "halves")
     return next((method for method in methods if _is_exact(_METHODS[method])), "float64")
@@ -93,7 +86,8 @@ def exact_method() -> Method:
 
 def _is_exact(product: Callable[[Tensor, Tensor], Tensor]) -> bool:
     for rows, columns, out in _PROBED_SHAPES:
-        codes = torch.full((rows, columns), 255, dtype=torch.uint8, device="cpu")
+        codes = torch.full((rows, columns), 127, dtype=torch.int8, device="cpu")
+        codes[1::3] = -128
         weight_codes = torch.full((out, columns), 127, dtype=torch.int8, device="cpu")
         weight_codes[1::2] = -128
         if not torch.equal(product(codes, weight_codes), _by_float64(codes, weight_codes)):
@@ -102,14 +96,16 @@ def _is_exact(product: Callable[[Tensor, Tensor], Tensor]) -> bool:
 
 
 def _direct(codes: Tensor, weight_codes: Tensor) -> Tensor:
-    if weight_codes.shape[1] == 1:
-        # A transposed column looks like a row to the kernel, which then reads past its end.
-        return codes.to(torch.int32) * weight_codes.to(torch.int32).t()
     return torch._int_mm(codes, weight_codes.t())
 
 
 def _by_halves(codes: Tensor, weight_codes: Tensor) -> Tensor:
-    return _direct(codes >> 1, weight_codes).mul_(2).add_(_direct(codes & 1, weight_codes))
+    # As u = codes + 128, in seven bits and one; a row of ones sums up the weight codes, for what the 128 adds.
+    # All in one product, because the kernel prepares the weight anew for each.
+    count, columns = codes.shape
+    unsigned = codes.view(torch.uint8) ^ _SIGN
+    sums = torch._int_mm(torch.cat([unsigned >> 1, unsigned & 1, unsigned.new_ones(1, columns)]), weight_codes.t())
+    return sums[count : 2 * count].add(sums[:count], alpha=2).sub_(sums[-1:] * _SIGN)
 
 
 def _by_float64(codes: Tensor, weight_codes: Tensor) -> Tensor:

@@ -24,6 +24,9 @@ from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.ranges import AutoObserver, RangeObserver, observer_named
 from monoquant.values import Finding, Layer, Scheme, Severity
 
+_SIGN = 128
+"""Observers count codes from 0, integer products take signed ones."""
+
 
 @attrs.frozen
 class Int8PackPass(PackPass):
@@ -112,8 +115,7 @@ class Int8PackPass(PackPass):
         scale, zero_point = observer.range().affine(8)
         if isinstance(observer, AutoObserver):
             context.report([_choice(layer.name, observer)])
-        device = weight.layout.device
-        return {"packed_input": InputQuantizer(scale.to(device), zero_point.to(device))}
+        return {"packed_input": InputQuantizer(scale, zero_point - _SIGN, weight)}
 
     def _static_layers(self, context: QuantContext) -> list[str]:
         decisions = context.plan.values()

@@ -113,7 +113,7 @@ def test_with_padding_no_integer_layer_is_bypassed(
     called: set[nn.Module] = set()
     for kind in {type(module) for module in expected}:
         real = kind.integer_rows
-        monkeypatch.setattr(kind, "integer_rows", lambda self, rows, real=real: called.add(self) or real(self, rows))
+        monkeypatch.setattr(kind, "integer_rows", lambda self, *args, real=real: called.add(self) or real(self, *args))
     outputs(model, inputs)
     assert called == expected
 

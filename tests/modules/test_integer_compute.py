@@ -32,7 +32,7 @@ def static(out: int, features: int, low: float, high: float) -> mq.Int8StaticLin
     layer = mq.Int8StaticLinear(features, out)
     layer.packed_weight, _ = PackedMatrix.pack(gaussian(out, features), INT8_SCHEME)
     scale = torch.tensor((high - low) / 255)
-    layer.packed_input = InputQuantizer(scale, torch.round(-low / scale))
+    layer.packed_input = InputQuantizer(scale, torch.round(-low / scale) - 128, layer.packed_weight)
     return layer
 
 
@@ -57,7 +57,7 @@ def test_static_equals_the_product_of_clipped_inputs(low: float, high: float, se
     """Also for ranges far from symmetric, where the correction for the zero_point counts."""
     layer, inputs = static(6, 40, low, high), gaussian(5, 40, seed=seed) * 3
     known = layer.packed_input
-    codes = (inputs.double() / known.scale.double()).round().add(int(known.zero_point)).clamp(0, 255)
+    codes = (inputs.double() / known.scale.double()).round().add(int(known.zero_point)).clamp(-128, 127)
     expected = ((codes - int(known.zero_point)) * known.scale.double()) @ layer.weight.detach().double().T
     with torch.no_grad():
         found = layer(inputs)
@@ -131,5 +131,5 @@ def test_nested_inputs_are_taken_one_by_one() -> None:
 def test_a_new_static_layer_takes_inputs_around_zero() -> None:
     """And says what it takes."""
     layer = mq.Int8StaticLinear(8, 5)
-    assert "scale=0.007812, zero_point=128" in repr(layer)
+    assert "scale=0.007812, zero_point=0" in repr(layer)
     assert layer(torch.zeros(2, 8)).tolist() == [[0.0] * 5] * 2
