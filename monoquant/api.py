@@ -143,7 +143,8 @@ def quantize(
     gate = AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
     validation = ValidationPass(on_failure) if run_validation else None
     steps = (skips, calibration, pack, *secondary_passes(target), validation, gate)
-    return _quantizer(steps, plugins, adapters).run(_as_module(model, calibration), inplace=inplace)
+    module = _as_module(model, calibration, activations)
+    return _quantizer(steps, plugins, adapters).run(module, inplace=inplace)
 
 
 def static_quantize(
@@ -374,13 +375,17 @@ def _quantizer(steps: Iterable[Pass | None], plugins: bool, adapters: Iterable[M
     return Quantizer(passes, attrs.evolve(registry, adapters=(*own_adapters(adapters), *registry.adapters)))
 
 
-def _as_module(model: nn.Module | Weights, calibration: CalibrationPass | None) -> nn.Module:
+def _as_module(
+    model: nn.Module | Weights, calibration: CalibrationPass | None, activations: Activations | None
+) -> nn.Module:
     if isinstance(model, (str, os.PathLike)):
         model = read_weights(model)
     if not isinstance(model, Mapping):
         return model
     if calibration is not None:
         raise ConfigError("calibration_data runs a model, and a state dict has none: give the module, or no data")
+    if activations is not None:
+        raise ConfigError(f"activations={activations!r} is about how a module runs, and a state dict has none")
     return hold(model)
 
 

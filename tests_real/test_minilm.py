@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import monoquant as mq
-from tests_real.minilm import build_model, embed, sentences, tokenized
+from tests_real.minilm import build_model, calibration_and_held_out, embed, tokenized
 
 
 @attrs.frozen(eq=False)
@@ -33,10 +33,7 @@ class Case:
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Quantize with 150 calibration sentences; measure on 200 others."""
-    texts = sentences()
-    step = len(texts) // 200
-    held_out = texts[::step][:200]
-    calibration = [text for text in texts if text not in set(held_out)][:150]
+    calibration, held_out = calibration_and_held_out()
     model = build_model()
     result = mq.quantize(
         model, bits=4, group_size=128, calibration_data=tokenized(calibration, 16), accuracy_warning="ignore"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from monoquant.errors import FileError, InputError
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def read_weights(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
@@ -43,7 +44,11 @@ def read_weights(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("format") == "monoquant":
+                raise FileError(f"{path}: written by monoquant.save, so it is quantized already; give it to load()")
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a safe_open is no mapping
+    except FileError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(f"{path}: not a complete safetensors file ({error}); get it again") from error
 
@@ -51,8 +56,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickled(path: Path) -> Mapping[str, Tensor]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # a damaged pickle can make the reader stumble over anything
+        reason = _ANSI.sub("", str(error)).split("\n")[0] or type(error).__name__
         raise FileError(
             f"{path}: cannot be read as weights only ({reason}); save model.state_dict() rather than the model"
         ) from error

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from monoquant.errors import InputError, quoted
 
 _EMBEDDING_NAMES = re.compile(r"embed|(^|_)emb|^w[tp]e$", re.IGNORECASE)
+_PACKED = re.compile(r"(^|\.)packed_[^.]+\.layout$")
+_LAYOUT = ".layout"
 _RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l\d+.*)?$")
 _KINDS_BY_AXES: dict[int, type[nn.Module]] = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
@@ -24,6 +27,16 @@ class TensorHolder(nn.Module):
     def __init__(self, name: str = "") -> None:
         super().__init__()
         self._name = name
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> None:
+        """Refuse to run.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "a state dict cannot be run: save() the result, and load() it into a model of its architecture"
+        )
 
     @property
     def stands_for(self) -> type[nn.Module]:
@@ -58,6 +71,7 @@ def hold(state: Mapping[str, Tensor]) -> TensorHolder:
         InputError: For names or values that no module can hold; all of them are named.
     """
     _refuse_others(state)
+    _refuse_packed(state)
     root = TensorHolder()
     strange = [name for name, tensor in state.items() if not _place(root, name, tensor)]
     if strange:
@@ -77,6 +91,15 @@ def _refuse_others(state: Mapping[str, Tensor]) -> None:
         raise InputError(f"a state dict maps names to tensors, and these do not: {quoted(others)}; leave them out")
     if not state:
         raise InputError("the state dict is empty: give the weights of a model")
+
+
+def _refuse_packed(state: Mapping[str, Tensor]) -> None:
+    packed = [name.removesuffix(_LAYOUT) for name in state if name.endswith(_LAYOUT) and _PACKED.search(name)]
+    if packed:
+        raise InputError(
+            f"already quantized: {quoted(packed)}; start again from the float weights, or give the file to load()",
+            layers=packed,
+        )
 
 
 def _place(root: TensorHolder, name: str, tensor: Tensor) -> bool:

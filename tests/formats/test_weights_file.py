@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,22 @@ def test_other_endings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.onnx").write_bytes(b"x")
     with pytest.raises(FileError, match=r"give a \.safetensors file, or one of \.pt, \.pth, \.bin, \.ckpt"):
         read_weights(tmp_path / "weights.onnx")
+
+
+def test_any_damage_to_a_pickle_is_a_file_error(tmp_path: Path) -> None:
+    """Whatever the reader stumbles over; a file that still reads is no failure."""
+    torch.save({"weight": torch.randn(5, 5)}, tmp_path / "whole.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "whole.pt").read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[int(torch.randint(len(whole), (1,), generator=generator))] ^= 1 << int(
+            torch.randint(8, (1,), generator=generator)
+        )
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        with contextlib.suppress(FileError, InputError):  # anything else fails the test
+            read_weights(tmp_path / "damaged.pt")
+    for content in (b"abc", b"\x80", b"."):
+        (tmp_path / "tiny.pt").write_bytes(content)
+        with pytest.raises(FileError, match=r"tiny\.pt: cannot be read as weights only \([^\x1b]*\)"):
+            read_weights(tmp_path / "tiny.pt")

@@ -133,3 +133,10 @@ def test_a_new_static_layer_takes_inputs_around_zero() -> None:
     layer = mq.Int8StaticLinear(8, 5)
     assert "scale=0.007812, zero_point=0" in repr(layer)
     assert layer(torch.zeros(2, 8)).tolist() == [[0.0] * 5] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_output_has_the_inputs_dtype_whatever_the_bias_has(dtype: torch.dtype) -> None:
+    """As the docstring says, also where a model keeps its biases in float32."""
+    with torch.no_grad():
+        assert dynamic(5, 8)(gaussian(2, 8).to(dtype)).dtype == dtype
