@@ -22,7 +22,14 @@ from monoquant.passes.calibration import CalibrationPass, Forward, Progress
 from monoquant.passes.pack import PackPass
 from monoquant.passes.skip_selection import Names, SkipSelectionPass, Types, name_rules, type_rules
 from monoquant.passes.validation import ValidationPass
-from monoquant.precision import DTYPES, Activations, packing_pass, require_precision, secondary_passes
+from monoquant.precision import (
+    DTYPES,
+    Activations,
+    packing_pass,
+    require_more_careful,
+    require_precision,
+    secondary_passes,
+)
 from monoquant.quantizer import Quantizer, QuantResult
 from monoquant.registry import Registry, own_adapters
 from monoquant.report import QuantizationInfo
@@ -122,6 +129,7 @@ def quantize(
         require_flag(name, value)
     _require_measured_gate(accuracy_warning, run_validation)
     target = require_precision(bits, dtype, default="int4")
+    require_more_careful(skip_to, target)
     pack = packing_pass(target, group_size, symmetric, scale_dtype, activations, observer)
     skips = SkipSelectionPass.from_options(
         modules_to_not_convert,

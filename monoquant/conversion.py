@@ -112,7 +112,8 @@ def _is_shared(forward: object, copied: object) -> bool:
 
 
 def _functions(module: nn.Module) -> Iterator[types.FunctionType]:
-    hooks = [table.values() for key, table in vars(module).items() if key.endswith("_hooks")]
+    tables = [table for key, table in vars(module).items() if key.endswith("_hooks") and isinstance(table, dict)]
+    hooks = [table.values() for table in tables]
     for value in (*vars(module).values(), *itertools.chain.from_iterable(hooks)):
         if isinstance(value, types.FunctionType):
             yield value
@@ -161,7 +162,7 @@ def dequantize(model: M, *, inplace: bool = False) -> M:
     """Turn a quantized model back into a float one of the original classes, exact to the packed values.
 
     Weights that a parametrization or a weight norm computed before quantization are plain parameters afterwards.
-    Parameters come back as trainable ones; weights that were tied are tied again.
+    Parameters are trainable if they were; weights that were tied are tied again.
 
     Args:
         model: A model that :func:`quantize` or :func:`load` made.
@@ -182,7 +183,9 @@ def dequantize(model: M, *, inplace: bool = False) -> M:
     parameters: dict[PackedWeight, nn.Parameter] = {}
 
     def parameter(packed: PackedWeight) -> nn.Parameter:
-        return parameters.setdefault(packed, nn.Parameter(packed.dequantize()))
+        if packed not in parameters:
+            parameters[packed] = nn.Parameter(packed.dequantize(), requires_grad=packed.was_trainable)
+        return parameters[packed]
 
     with torch.inference_mode(False), restored_on_error(target.modules()):
         for layer in layers_to_keep_off(target):

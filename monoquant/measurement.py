@@ -79,15 +79,16 @@ def measure_product(matrix: Tensor, packed: nn.Module, inputs: Tensor) -> Energy
 
     Args:
         matrix: ``[out_features, in_features]``, the float weight.
-        packed: A packed module that shares nothing that may not be changed.
+        packed: The packed module.
         inputs: ``[n, in_features]`` sampled inputs.
 
     Returns:
         Energies of the outputs.
     """
-    packed._parameters = {**packed._parameters, "bias": None}
     rows = inputs.to(matrix)
-    return measure(rows @ matrix.T, packed(rows))
+    with torch.no_grad():
+        bias = packed(torch.zeros_like(rows[:1]))
+        return measure(rows @ matrix.T, packed(rows) - bias)
 
 
 def answer(module: nn.Module, call: Call) -> Tensor | None:

@@ -11,7 +11,7 @@ from monoquant.passes.half_cast import HalfCastPass
 from monoquant.passes.int4_pack import Int4PackPass
 from monoquant.passes.int8_pack import Int8PackPass
 from monoquant.passes.pack import PackPass
-from monoquant.values import INT4
+from monoquant.values import INT4, check_target
 
 Activations = Literal["dynamic", "static"]
 
@@ -49,6 +49,22 @@ def require_precision(bits: Any, dtype: Any, default: str) -> str:
     if by_bits and by_dtype and by_bits != by_dtype and not (bits == 16 and by_dtype == "bfloat16"):
         raise ConfigError(f"bits={bits!r} and dtype={dtype} disagree: give one of them")
     return by_dtype or by_bits or default
+
+
+def require_more_careful(skip_to: str | None, target: str) -> None:
+    """Refuse to "keep" layers in something that is no more than what the rest is reduced to.
+
+    Args:
+        skip_to: What a caller wants skipped layers reduced to; None for float.
+        target: What the rest is reduced to.
+
+    Raises:
+        ConfigError: When they would lose as much as the rest, or more.
+    """
+    check_target(None, None, skip_to)
+    bits = {"int4": 4, "int8": 8, "float16": 16, "bfloat16": 16}
+    if skip_to is not None and bits[skip_to] <= bits[target]:
+        raise ConfigError(f"skip_to={skip_to!r} keeps no more of a layer than {target}, which all are reduced to")
 
 
 def packing_pass(

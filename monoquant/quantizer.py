@@ -187,7 +187,7 @@ def _left_alone(layer: str, context: QuantContext) -> Decision:
     if target is None:
         return Decision(layer, Action.UNSUPPORTED, obstacle.reason, remedy=obstacle.remedy)
     reason = f"{target.reason}; not to {target.to}, because {obstacle.reason}"
-    return Decision(layer, Action.SKIP, reason, target.rule, target.origin)
+    return Decision(layer, Action.SKIP, reason, target.rule, target.origin, obstacle.remedy)
 
 
 def _quantized(context: QuantContext) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,6 @@ from torch.nn.utils import parametrize
 
 from monoquant.errors import InputError, quoted
 from monoquant.modules.packed_weight import PackedWeight
-from monoquant.modules.reparametrized import is_part_of_parametrization
 from monoquant.modules.tensor_holder import TensorHolder
 from monoquant.values import Ancestor, Layer
 
@@ -34,7 +33,13 @@ def inventory(model: nn.Module) -> tuple[Layer, ...]:
     _refuse_non_modules(model)
     names = names_of_modules(model)
     _refuse_unready(names)
-    visible = {module: found for module, found in names.items() if not is_part_of_parametrization(found[0])}
+    hidden = {
+        part
+        for module in names
+        if parametrize.is_parametrized(module)
+        for part in module.get_submodule("parametrizations").modules()
+    }
+    visible = {module: found for module, found in names.items() if module not in hidden}
     owners = {module: found for module, found in visible.items() if own_parameters(module)}
     ties = _ties({module: found[0] for module, found in owners.items()})
     types = {name: kind_of(module) for module, found in names.items() for name in found}

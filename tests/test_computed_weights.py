@@ -27,12 +27,12 @@ HOOKED = {
 @pytest.mark.parametrize("hooked", HOOKED.values(), ids=HOOKED)
 def test_layers_that_stay_float_do_not_keep_a_model_from_being_copied(hooked: object) -> None:
     """After a forward with gradients the weight that a hook left behind has a history, which deepcopy refuses."""
-    model = nn.Sequential(hooked(nn.Linear(64, 64)), hooked(nn.Linear(64, 4)))
+    model = nn.Sequential(hooked(nn.Linear(64, 64)), hooked(nn.Linear(64, 4))).eval()
     x = torch.randn(5, 64)
     expected = model(x)
     result = mq.quantize(model, bits=8, skip_layer_names=["1"])
     assert result.info.selected_layers == ["0"]
-    assert torch.allclose(result.model(x), expected, atol=0.1)
+    assert (result.model(x) - expected).abs().max() < 0.05 * expected.abs().max()
     assert torch.equal(model.eval()(x), model(x))
     result.model(x).sum().backward()
 

@@ -136,3 +136,18 @@ def test_words_that_do_not_fit_together_are_refused(options: dict[str, Any], tex
     """What would do nothing, or contradicts itself, is an error rather than a silent choice."""
     with pytest.raises(mq.ConfigError, match=text):
         mq.quantize(nn.Linear(64, 64), plugins=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "skip_to"),
+    [
+        ({"bits": 8}, "int8"),
+        ({"bits": 16}, "int8"),
+        ({"dtype": torch.bfloat16}, "float16"),
+        ({"dtype": torch.float16}, "float16"),
+    ],
+)
+def test_layers_cannot_be_kept_in_what_all_are_reduced_to(options: Any, skip_to: str) -> None:
+    """Nor in less: the option would change nothing, or the opposite of what it says."""
+    with pytest.raises(mq.ConfigError, match=f"skip_to='{skip_to}' keeps no more of a layer than"):
+        mq.quantize(torch.nn.Linear(40, 32), skip_to=skip_to, **options)

@@ -84,3 +84,38 @@ def test_linears_that_share_only_a_bias_are_packed_apart() -> None:
     result = mq.quantize(model, accuracy_warning="ignore", plugins=False)
     assert not torch.equal(result.model[0].weight, result.model[1].weight)
     assert result.model[0].bias is result.model[1].bias
+
+
+class One(nn.Module):
+    """Holds one matrix."""
+
+    def __init__(self, first: nn.Parameter) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.first
+
+
+class Two(One):
+    """Holds two."""
+
+    def __init__(self, first: nn.Parameter, second: nn.Parameter) -> None:
+        super().__init__(first)
+        self.second = second
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) @ self.second
+
+
+def test_a_chain_of_ties_gets_one_answer() -> None:
+    """One matrix of the middle is tied to each end; if one end stays in float, so do all three."""
+    first, second = nn.Parameter(torch.randn(32, 32)), nn.Parameter(torch.randn(32, 32))
+    for names in (("a", "b", "c"), ("c", "b", "a"), ("b", "c", "a")):
+        parts = {"a": One(first), "b": Two(first, second), "c": One(second)}
+        model = nn.ModuleDict({name: parts[name] for name in names} | {"d": nn.Linear(32, 32)})
+        report = mq.quantize(model, bits=8, skip_layer_names=["c"], accuracy_warning="ignore").report
+        actions = {record.layer: record.action.value for record in report.layers}
+        assert actions == {"a": "skip", "b": "skip", "c": "skip", "d": "quantize"}
+        reasons = {record.layer: record.reason for record in report.layers}
+        assert "its weight is tied to 'b', which stays in float: its weight is tied to 'c'" in reasons["a"]

@@ -11,13 +11,14 @@ from torch.nn.utils import parametrize
 
 from monoquant.adapters.attention import AttentionAdapter
 from monoquant.adapters.base import ModuleAdapter, Obstacle, obstacle_in_tensor
+from monoquant.adapters.code import writer_of
 from monoquant.adapters.convolution import ConvolutionAdapter
 from monoquant.adapters.embedding import EmbeddingAdapter
 from monoquant.adapters.linear import LinearAdapter, TransposedLinearAdapter
 from monoquant.adapters.parameters import AttributeAdapter
 from monoquant.adapters.recurrent import RecurrentAdapter
 from monoquant.adapters.tensors import TensorAdapter
-from monoquant.modules.packed_module import PackedModule, packed_class
+from monoquant.modules.packed_module import PREFIX, PackedModule, packed_class
 from monoquant.modules.reparametrized import compute, computed_weights
 from monoquant.numerics.matrix_form import MatrixForm
 
@@ -113,6 +114,13 @@ def _obstacle_in_names(module: nn.Module, forms: Mapping[str, MatrixForm]) -> Ob
     if taken:
         reason = f"{kind.__name__} computes its {', '.join(taken)} in a property"
         return Obstacle(reason, "store it as a Parameter of that name")
+    writer = writer_of(kind, forms)
+    if writer is not None:
+        remedy = "merge its parts for good first, or keep it in float with skip_layer_types"
+        return Obstacle(f"{kind.__name__}.{writer} writes to its {', '.join(forms)}, which packing would undo", remedy)
+    occupied = [PREFIX + name for name in forms if hasattr(module, PREFIX + name)]
+    if occupied:
+        return Obstacle(f"it has a {', '.join(occupied)} of its own, where the packed weight would go", "rename it")
     unpacked = [name for name, one in computed.items() if one.hook is None and name not in forms]
     if unpacked:
         remedy = "call torch.nn.utils.parametrize.remove_parametrizations on it first"

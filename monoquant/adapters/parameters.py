@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from monoquant.adapters.base import ModuleAdapter, Obstacle
+from monoquant.adapters.code import names_read_by_forward
 from monoquant.errors import ConfigError
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.values import AnyScheme
 
-_READ_BY_OWNER = (nn.ParameterList, nn.ParameterDict, parametrize.ParametrizationList)
+_READ_BY_OWNER = (nn.ParameterList, nn.ParameterDict)
+_AXES_OF_CONVOLUTION = 4
 _ELEMENTWISE = (
     nn.LayerNorm,
     nn.RMSNorm,
@@ -69,11 +69,13 @@ _READ = "dequantizes up to {size} each time its code reads a weight, and of a st
 
 
 class AttributeAdapter(ModuleAdapter):
-    """The last resort: every matrix that the module's own code reads by name, groups along the last axis.
+    """The last resort: every matrix that the module's own forward reads by name, groups along the last axis.
+
+    A weight of four axes or more is taken for that of a convolution, whose first axis counts rows.
 
     A tensor whose first axis has length 1 (position tables, class tokens) is broadcast rather than multiplied, and no
-    matrix; nor is one called a bias. Modules whose code does not read a matrix by name are left alone: nobody can know
-    what a replaced parameter would break. What is packed is told by an ``unknown-kind`` finding.
+    matrix; nor is one called a bias. Modules whose forward does not read a matrix by name are left alone: nobody can
+    know what a replaced parameter would break. What is packed is told by an ``unknown-kind`` finding.
     """
 
     def claims(self, module: nn.Module) -> bool:
@@ -84,38 +86,31 @@ class AttributeAdapter(ModuleAdapter):
         matrices = {name: weight for name, weight in weights.items() if _is_matrix(name, weight)}
         if not matrices or isinstance(module, _ELEMENTWISE):
             return Obstacle(f"{kind} has no weight matrix")
-        read = set(matrices) if isinstance(module, _READ_BY_OWNER) else set(_attributes_read(type(module)))
+        read = set(matrices) if isinstance(module, _READ_BY_OWNER) else names_read_by_forward(type(module))
         unread = [name for name in matrices if name not in read]
         if unread:
             count = sum(weight.numel() for weight in weights.values())
-            reason = f"no adapter knows {kind} ({count:,} parameters), and its code does not read {', '.join(unread)}"
+            known = f"no adapter knows {kind} ({count:,} parameters)"
+            reason = f"{known}, and its forward does not read {', '.join(unread)} by name"
             axes = dict.fromkeys(matrices, -1)
             return Obstacle(reason, f"register one, such as ParameterAdapter({kind}, {axes})")
-        return {name: MatrixForm.along(weight.shape, -1) for name, weight in matrices.items()}
+        return {name: likely_form(weight.shape) for name, weight in matrices.items()}
 
     def compute(self, module: nn.Module, scheme: AnyScheme) -> str:
         return _READ
 
     def caveat(self, module: nn.Module) -> str:
-        return "no adapter knows this kind; its matrices are packed because its code reads them by name"
+        return "no adapter knows this kind; its matrices are packed because its forward reads them by name"
 
 
 def _is_matrix(name: str, weight: Tensor) -> bool:
     return weight.dim() >= 2 and weight.shape[0] > 1 and weight.shape[-1] > 1 and "bias" not in name
 
 
-def _attributes_read(kind: type) -> Iterator[str]:
-    """Names that the functions of a class and of its bases up to nn.Module read as attributes of something."""
-    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
-    for value in (value for one in own for value in vars(one).values()):
-        function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-        function = getattr(function, "__wrapped__", function)
-        if isinstance(function, types.FunctionType) and function.__name__ != "__init__":
-            yield from _names(function.__code__)
+def likely_form(shape: Sequence[int]) -> MatrixForm:
+    """The matrix that a weight of an unknown module most likely is.
 
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+    Args:
+        shape: Two axes or more.
+    """
+    return MatrixForm.along(shape, -1) if len(shape) < _AXES_OF_CONVOLUTION else MatrixForm.rows_first(shape)

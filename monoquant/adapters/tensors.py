@@ -26,6 +26,9 @@ class TensorAdapter(ModuleAdapter):
         return isinstance(module, TensorHolder)
 
     def forms(self, module: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, MatrixForm] | Obstacle:
+        if isinstance(module, TensorHolder) and module.is_in_parametrization:
+            remedy = "remove the parametrizations before taking the state dict, or give the model itself"
+            return Obstacle("a parametrization computes a weight from it", remedy)
         matrices = {name: weight for name, weight in weights.items() if _is_matrix(name, weight)}
         if not matrices:
             return Obstacle("its tensors hold no weight matrix")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 
 import attrs
@@ -84,9 +85,9 @@ def examine(
             built[name] = outcome
         else:
             problems.append(outcome)
-    replaced, packed_names = _replaced_names(model, packed)
+    replaced, storages = _replaced_names(model, packed)
     expected = {name: tensor for name, tensor in persistent_tensors(model).items() if name not in replaced}
-    found = {name: tensor for name, tensor in state.items() if not _is_part_of(name, packed_names | packed.keys())}
+    found = {name: tensor for name, tensor in state.items() if not _is_part_of(name, storages)}
     problems += _key_misfits(expected, found) + _tie_misfits(expected, found) + _meta_misfits(model)
     return Fit(problems, built)
 
@@ -106,20 +107,30 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], packed: Mapping[str, Pac
 
 
 def _replaced_names(model: nn.Module, packed: Mapping[str, PackedAs]) -> tuple[set[str], set[str]]:
-    """Full names of the tensors that packing replaces, and all names of the packed layers."""
-    replaced, packed_names = set(), set()
+    """Full names of the tensors that packing replaces, and of the submodules that it adds, under all their names."""
+    replaced: set[str] = set()
+    storages = {joined(name, part) for name, how in packed.items() for part in _added(how)}
     for module, names in names_of_modules(model).items():
         known = [name for name in names if name in packed]
         if known:
-            keys = replaced_tensors(module, packed[known[0]].forms)
-            replaced |= {joined(name, key) for name in names for key in keys}
-            packed_names |= set(names)
-    return replaced, packed_names
+            how = packed[known[0]]
+            replaced |= {joined(name, key) for name in names for key in replaced_tensors(module, how.forms)}
+            storages |= {joined(name, part) for name in names for part in _added(how)}
+    return replaced, storages
+
+
+def _added(how: PackedAs) -> list[str]:
+    static = isinstance(how.scheme, Scheme) and how.scheme.activations == "static"
+    return [PREFIX + key for key in (*how.forms, *(["input"] if static else []))]
 
 
 def _problem_of_layer(name: str, how: PackedAs, module: nn.Module, adapters: list[ModuleAdapter]) -> str | None:
     """What keeps a module from taking the weights that a file holds for it."""
     outcome = examine_module(module, adapters)
+    held = {key: buffer for key, buffer in module._buffers.items() if buffer is not None}
+    if isinstance(outcome, Obstacle) and how.forms.keys() <= held.keys():
+        wrong = [key for key, form in how.forms.items() if tuple(held[key].shape) != form.shape]
+        return _shape_problem(name, wrong[0], tuple(held[wrong[0]].shape), how) if wrong else None
     if isinstance(outcome, Obstacle):
         remedy = f"; {outcome.remedy}" if outcome.remedy else ""
         return f"layer {name!r} cannot be packed: {outcome.reason}{remedy}"
@@ -127,16 +138,18 @@ def _problem_of_layer(name: str, how: PackedAs, module: nn.Module, adapters: lis
         obstacle = outcome.adapter.integer_obstacle(module, outcome.forms)
         if obstacle is not None:
             return f"layer {name!r} multiplied integers, and cannot here: {obstacle}"
+        if how.forms != outcome.forms:
+            return f"layer {name!r} keeps its weight in another order than the {type(module).__name__} of the model"
     tensors = {key: tensor for key, tensor in _shapes(module, outcome).items() if key in how.forms}
     missing = sorted(how.forms.keys() - tensors.keys())
     if missing:
         return f"layer {name!r} has no {', '.join(missing)}"
     wrong = [key for key, shape in tensors.items() if shape != how.forms[key].shape]
-    return _shape_problem(name, wrong[0], tensors, how) if wrong else None
+    return _shape_problem(name, wrong[0], tensors[wrong[0]], how) if wrong else None
 
 
-def _shape_problem(name: str, key: str, shapes: Mapping[str, tuple[int, ...]], how: PackedAs) -> str:
-    stored, own = how.forms[key].shape, shapes[key]
+def _shape_problem(name: str, key: str, own: tuple[int, ...], how: PackedAs) -> str:
+    stored = how.forms[key].shape
     return f"layer {name!r} of shape {own} does not fit: its {key} has shape {stored} in the file"
 
 
@@ -166,8 +179,7 @@ def _built(
         try:
             loaded = _loaded(empty_weight(form, how.scheme, how.dtype), own)
         except RuntimeError as error:
-            reasons = " ".join(str(error).split()[5:])
-            return f"layer {name!r} of shape {form.shape} does not fit: {reasons}"
+            return f"layer {name!r} of shape {form.shape} does not fit: {_reasons(error)}"
         weights[key] = shared[id(layout)] = loaded if device.type == "meta" else loaded.to(device)
     # An adapter may take other weights than the file holds, as where a state dict of a weight-normed model was packed.
     agreed = isinstance(outcome, Packable) and how.forms.keys() <= outcome.forms.keys()
@@ -175,7 +187,12 @@ def _built(
     try:
         return PackedLayer(weights, mixin, _extras(name, how, weights, state))
     except RuntimeError as error:
-        return f"layer {name!r} does not fit: {' '.join(str(error).split()[5:])}"
+        return f"layer {name!r} does not fit: {_reasons(error)}"
+
+
+def _reasons(error: RuntimeError) -> str:
+    text = " ".join(str(error).split())
+    return re.sub(r"^Error\(s\) in loading state_dict for \w+: ", "", text)
 
 
 def _loaded(weight: PackedWeight, buffers: Mapping[str, Tensor]) -> PackedWeight:
@@ -191,7 +208,8 @@ def _extras(
         return {}
     prefix = joined(name, f"{PREFIX}input.")
     own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    known = InputQuantizer(torch.ones(()), torch.zeros(()), weight)
+    device = weight.layout.device  # also where another one is torch's default
+    known = InputQuantizer(torch.ones((), device=device), torch.zeros((), device=device), weight)
     known.load_state_dict(own, strict=True)
     return {f"{PREFIX}input": known}
 
@@ -245,8 +263,6 @@ def _like(old: Tensor, data: Tensor) -> Tensor:
     return nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
 
 
-def _is_part_of(key: str, layers: Collection[str]) -> bool:
-    """Whether a tensor of a file belongs to a packed layer, under one of the layer's names."""
-    parts = key.split(".")
-    owners = (".".join(parts[:end]) for end, part in enumerate(parts) if part.startswith(PREFIX))
-    return any(owner in layers for owner in owners)
+def _is_part_of(key: str, storages: Collection[str]) -> bool:
+    """Whether a tensor of a file belongs to one of the submodules that packing adds."""
+    return key.rpartition(".")[0] in storages

@@ -1,1 +1,1 @@
-"""Packed modules: canonical INT4 storage and the layers built on it."""
+"""Packed modules: canonical storage of 4, 8 and 16 bits, and the modules that hold it."""

@@ -24,7 +24,7 @@ class PackedEmbedding(PackedModule):
         Returns:
             ``[*input.shape, embedding_dim]`` in the layer's dtype.
         """
-        rows = self.packed_weight.dequantized_rows(input.reshape(-1).long())
+        rows = self.packed_weight.dequantized_rows(input.reshape(-1))
         return rows.view(*input.shape, self.packed_weight.columns)
 
 
@@ -47,9 +47,9 @@ class PackedEmbeddingBag(PackedModule):
         Returns:
             ``[bags, embedding_dim]`` in the layer's dtype.
         """
-        indices = input.reshape(-1).long()
+        indices = input.reshape(-1)
         rows = self.packed_weight.dequantized_rows(indices)
-        positions = torch.arange(len(indices), device=input.device)
+        positions = torch.arange(len(indices), device=input.device, dtype=input.dtype)
         padding = None
         if self.padding_idx is not None:
             # Positions take the place of indices, so all that stand for padding must become one of them.
@@ -59,7 +59,7 @@ class PackedEmbeddingBag(PackedModule):
         return functional.embedding_bag(
             positions.view_as(input),
             rows,
-            None if offsets is None else offsets.long(),
+            offsets,
             mode=self.mode,
             per_sample_weights=per_sample_weights,
             include_last_offset=self.include_last_offset,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from monoquant.errors import ConfigError
-from monoquant.modules.packed_weight import PackedWeight, hash_tensors
+from monoquant.modules.packed_weight import PackedWeight, hash_tensors, select_rows
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.values import HALF_DTYPES, HalfScheme
 
@@ -68,7 +68,7 @@ class HalfWeight(PackedWeight):
         return _digest(self.values)
 
     def dequantized_rows(self, rows: slice | Tensor) -> Tensor:
-        return self.values[rows].to(self.dtype)
+        return select_rows(self.values, rows).to(self.dtype)
 
     def layout_values(self) -> list[int]:
         return [FORMAT_VERSION, 16, self.rows, self.columns, HALF_DTYPES.index(self.scheme.dtype)]

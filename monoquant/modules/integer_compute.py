@@ -18,7 +18,7 @@ from monoquant.numerics.integer_product import integer_product, quantize_rows, q
 class IntegerCompute(PackedModule):
     """Mixin of Linear-like modules that multiply integers: ``y = (codes @ qweight.T) * scales + bias``.
 
-    Gradients of inputs and bias pass straight through the rounding (Bengio et al. 2013).
+    Gradients of inputs and bias pass straight through the rounding (Bengio et al. 2013), in reverse mode only.
     """
 
     packed_weight: PackedMatrix
@@ -46,13 +46,14 @@ class IntegerCompute(PackedModule):
         """
         weight: Any = self._modules["packed_weight"]  # nn.Module's __getattr__ would take as long as a small kernel
         if input.is_nested:
-            return torch.nested.as_nested_tensor([self.forward(part) for part in input.unbind()], layout=input.layout)
+            return self._nested(input)
         if input.shape[-1] != weight.columns:
             raise InputError(f"input of shape {tuple(input.shape)}: this layer takes {weight.columns} input features")
         differentiated = torch.is_grad_enabled() and input.requires_grad
         rows = input if input.dim() == 2 else input.reshape(-1, weight.columns)
         sums, scale = self.integer_rows(_as_float32(rows.detach() if differentiated else rows), weight)
-        output = _as_dtype(self._scaled(sums * scale, _as_float32(weight.scale).t()), input.dtype)
+        # The weight's scale first: large inputs times the integers alone could overflow.
+        output = _as_dtype(self._scaled(sums * _as_float32(weight.scale).t(), scale), input.dtype)
         if input.dim() != 2:
             output = output.view(*input.shape[:-1], weight.rows)
         if differentiated:
@@ -60,8 +61,14 @@ class IntegerCompute(PackedModule):
             output = output + (straight - straight.detach())
         return output
 
+    def _nested(self, input: Tensor) -> Tensor:
+        if input.layout == torch.jagged:  # with the same offsets, or the result could not be added to the input
+            return torch.nested.nested_tensor_from_jagged(self.forward(input.values()), input.offsets())  # type: ignore[attr-defined]  # stubs lack it
+        return torch.nested.as_nested_tensor([self.forward(part) for part in input.unbind()])
+
     def _scaled(self, product: Tensor, scale: Tensor) -> Tensor:
-        bias: Tensor | None = self._parameters["bias"]
+        parameters = self._parameters
+        bias: Any = parameters["bias"] if "bias" in parameters else getattr(self, "bias", None)
         return product.mul_(scale) if bias is None else torch.addcmul(_as_float32(bias), product, scale)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from monoquant.errors import ConfigError
-from monoquant.modules.packed_weight import PackedWeight, hash_tensors
+from monoquant.modules.packed_weight import PackedWeight, hash_tensors, select_rows
 from monoquant.numerics.affine import GroupCodes, dequantize, round_to_nearest
 from monoquant.numerics.grouping import group_count, row_chunks
 from monoquant.numerics.matrix_form import MatrixForm
@@ -148,7 +148,7 @@ class PackedMatrix(PackedWeight):
             uint8 codes ``[rows, columns]``, scale and uint8 zero_point ``[rows, groups]``.
         """
         codes, zero_point = self._codes(rows), self._zero_points(rows)
-        scale = self.scale[rows]
+        scale = select_rows(self.scale, rows)
         if self.scheme.bits == 8:
             codes = _unsigned(codes)
             zero_point = _unsigned(zero_point) if isinstance(zero_point, Tensor) else self.scheme.middle_code
@@ -164,7 +164,7 @@ class PackedMatrix(PackedWeight):
         return found.hexdigest()
 
     def dequantized_rows(self, rows: slice | Tensor) -> Tensor:
-        values = dequantize(self._codes(rows), self.scale[rows], self._zero_points(rows), self.group_size)
+        values = dequantize(self._codes(rows), select_rows(self.scale, rows), self._zero_points(rows), self.group_size)
         return values.to(self.dtype)
 
     def layout_values(self) -> list[int]:
@@ -179,7 +179,7 @@ class PackedMatrix(PackedWeight):
         return torch.uint8 if self.scheme.bits == 4 else torch.int8
 
     def _codes(self, rows: slice | Tensor) -> Tensor:
-        stored = self.qweight[rows]
+        stored = select_rows(self.qweight, rows)
         return unpack_nibbles(stored, self.columns) if self.scheme.bits == 4 else stored
 
     def _zero_points(self, rows: slice | Tensor) -> Tensor | int:
@@ -187,8 +187,9 @@ class PackedMatrix(PackedWeight):
         if self.zero_point is None:
             return self.scheme.middle_code if self.scheme.bits == 4 else 0
         if self.scheme.bits == 8:
-            return self.zero_point[rows]
-        return unpack_nibbles(self.zero_point, self.rows * self.groups).view(self.rows, self.groups)[rows]
+            return select_rows(self.zero_point, rows)
+        unpacked = unpack_nibbles(self.zero_point, self.rows * self.groups).view(self.rows, self.groups)
+        return select_rows(unpacked, rows)
 
 
 def _signed(codes: Tensor) -> Tensor:

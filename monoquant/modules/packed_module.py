@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from monoquant.errors import InputError
+from monoquant.modules.exact_buffers import ExactBuffers
 from monoquant.modules.packed_weight import PackedWeight
 from monoquant.modules.reparametrized import computed_weights, settle
 from monoquant.modules.stacked_weight import StackedWeight, is_stack
@@ -43,12 +45,19 @@ class PackedModule(nn.Module):
         """
         restored = {name: parameter(weight) for name, weight in self.packed_weights().items()}
         self.__class__ = float_class(self)  # type: ignore[assignment]  # mypy holds a class for immutable
-        self._modules = {name: child for name, child in self._modules.items() if not name.startswith(PREFIX)}
-        self._parameters = {**self._parameters, **restored}
-        self._buffers = {name: value for name, value in self._buffers.items() if name not in restored}
+        self._modules = {name: child for name, child in self._modules.items() if not isinstance(child, ExactBuffers)}
+        buffers = {name: value.data for name, value in restored.items() if name in self._buffers}
+        self._buffers = {**self._buffers, **buffers}
+        self._parameters = {**self._parameters, **{name: restored[name] for name in restored if name not in buffers}}
 
     def _became_packed(self) -> None:
         """Adjust what the original class keeps besides its parameters; called once, after conversion."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if PREFIX + name in self.__dict__.get("_modules", ()):
+            kind = type(self).__name__
+            raise InputError(f"{kind}.{name} is packed and cannot be assigned to: call dequantize(model) first")
+        super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         made_of = getattr(type(self), "_made_of", None)
@@ -66,7 +75,9 @@ def _reader(name: str) -> property:
     attribute = PREFIX + name
 
     def read(module: nn.Module) -> Tensor | StackedWeight:
-        packed: Any = module._modules[attribute]
+        packed: Any = module._modules.get(attribute)
+        if packed is None:  # a new object of the class, such as a slice of a ParameterList, has none yet
+            raise AttributeError(name)
         if is_stack(packed):
             return StackedWeight(packed)
         weight: Tensor = packed.dequantize()
@@ -112,6 +123,17 @@ def float_class(module: nn.Module) -> type[nn.Module]:
     return next(kind for kind in kinds if not issubclass(kind, PackedModule))
 
 
+def is_trainable(module: nn.Module, name: str) -> bool:
+    """Whether a weight of a float module takes gradients; True where it is computed, or gone already.
+
+    Args:
+        module: The module.
+        name: The weight's name.
+    """
+    parameter = module._parameters.get(name)
+    return parameter is None or parameter.requires_grad
+
+
 def become_packed(
     module: nn.Module,
     mixin: type[PackedModule],
@@ -129,6 +151,8 @@ def become_packed(
         weights: Packed weights by parameter name.
         extras: Further submodules by name, such as the input quantizer of a static layer.
     """
+    for name, weight in weights.items():
+        weight.was_trainable &= is_trainable(module, name)
     for name, computed in computed_weights(module).items():
         if name in weights:
             settle(module, computed)

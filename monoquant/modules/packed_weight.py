@@ -36,6 +36,7 @@ class PackedWeight(ExactBuffers, abc.ABC):
         if not dtype.is_floating_point:
             raise ConfigError(f"dtype={dtype}: give a floating-point dtype")
         self.form, self.scheme, self.dtype = form, scheme, dtype
+        self.was_trainable = True  # what a float parameter in its place will be
 
     @property
     def rows(self) -> int:
@@ -52,7 +53,7 @@ class PackedWeight(ExactBuffers, abc.ABC):
         """Some rows of the weight as a matrix.
 
         Args:
-            rows: A slice, or int64 indices ``[n]``.
+            rows: A slice, or int32 or int64 indices ``[n]``.
 
         Returns:
             ``[n, columns]`` in the weight's dtype.
@@ -106,6 +107,17 @@ class PackedWeight(ExactBuffers, abc.ABC):
             if found is not None and found.dtype != dtype:
                 problems.append(f"{prefix}{name} has dtype {found.dtype}, this layer has {dtype}")
         return problems
+
+
+def select_rows(buffer: Tensor, rows: slice | Tensor) -> Tensor:
+    """Some rows of a buffer.
+
+    Args:
+        buffer: ``[n, ...]``.
+        rows: A slice, or int32 or int64 indices; negative ones and those out of range are an IndexError, as in torch's
+            embeddings.
+    """
+    return buffer.index_select(0, rows) if isinstance(rows, Tensor) else buffer[rows]
 
 
 def hash_tensors(state: hashlib._Hash, tensors: Sequence[Tensor]) -> None:

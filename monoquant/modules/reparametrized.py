@@ -151,12 +151,3 @@ def _concerns(hook: Any, name: str) -> bool:
     # Of the parametrized weight_norm, for state dicts of the old one; a local function, which cannot be pickled.
     renames = getattr(hook, "__qualname__", "") == "weight_norm.<locals>._weight_norm_compat_hook"
     return renames and [cell.cell_contents for cell in hook.__closure__] == [name]
-
-
-def is_part_of_parametrization(name: str) -> bool:
-    """Whether a module of this name exists only to compute a weight of the module it is in.
-
-    Args:
-        name: Dotted name.
-    """
-    return _LIST in name.split(".")

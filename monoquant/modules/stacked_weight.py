@@ -24,7 +24,7 @@ def is_stack(packed: PackedWeight) -> bool:
 _BINARY = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow")
 _OPERATORS = (
     *(f"__{side}{name}__" for name in _BINARY for side in ("", "r")),
-    *(f"__{name}__" for name in ("neg", "pos", "abs", "invert", "lt", "le", "gt", "ge")),
+    *(f"__{name}__" for name in ("neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge")),
 )
 
 
@@ -73,6 +73,8 @@ class StackedWeight:
     def dequantize(self) -> Tensor:
         """The whole tensor."""
         return self._packed.dequantize()
+
+    __hash__ = object.__hash__  # as tensors, which compare by element, are hashed by identity
 
     def __len__(self) -> int:
         return self.shape[0]

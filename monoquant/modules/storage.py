@@ -9,6 +9,7 @@ from monoquant.modules.half_weight import HalfWeight
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.modules.packed_weight import PackedWeight
 from monoquant.numerics.matrix_form import MatrixForm
+from monoquant.numerics.memory import stored_bytes
 from monoquant.values import AnyScheme, HalfScheme
 
 
@@ -26,6 +27,17 @@ def pack_weight(weight: Tensor, scheme: AnyScheme, form: MatrixForm) -> tuple[Pa
     if isinstance(scheme, HalfScheme):
         return HalfWeight.pack(weight, scheme, form)
     return PackedMatrix.pack(weight, scheme, form)
+
+
+def content_bytes(form: MatrixForm, scheme: AnyScheme) -> int:
+    """Bytes that a weight takes, without the few that say what they mean.
+
+    Args:
+        form: How the tensor is a matrix.
+        scheme: The representation.
+    """
+    packed = empty_weight(form, scheme, torch.float32)
+    return stored_bytes(buffer for name, buffer in packed.named_buffers() if name != "layout")
 
 
 def empty_weight(

@@ -39,6 +39,11 @@ class TensorHolder(nn.Module):
         )
 
     @property
+    def is_in_parametrization(self) -> bool:
+        """Whether the prefix is one that torch's parametrizations use."""
+        return "parametrizations" in self._name.split(".")
+
+    @property
     def stands_for(self) -> type[nn.Module]:
         """The module class that the tensors look like; TensorHolder itself where they look like none.
 

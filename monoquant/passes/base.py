@@ -27,7 +27,7 @@ class Pass:
     single: ClassVar[bool] = False
 
     def plan(self, context: QuantContext) -> None:
-        """Decide about layers with ``context.decide``, from names, types and shapes only (weights may be meta).
+        """Decide about layers with ``context.decide``, from names, types and shapes (weights may be meta).
 
         Args:
             context: Shared state; the plan is open.

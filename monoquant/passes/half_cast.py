@@ -20,7 +20,7 @@ class HalfCastPass(PackPass):
     """Keep the weights of every remaining layer as float16 or bfloat16; computed with in the layer's own dtype.
 
     Inputs, outputs, biases and norms stay as they are, so that layers a rule skips fit in between. A weight beyond
-    float16's range would become inf: such a layer is left alone, and told.
+    float16's range would become inf: such a layer is left alone, and told; planning looks at values for that.
 
     Args:
         dtype: torch.float16 (default) or torch.bfloat16.

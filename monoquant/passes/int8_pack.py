@@ -22,7 +22,7 @@ from monoquant.passes.code_pack import refuse_large_scales
 from monoquant.passes.pack import PackPass
 from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.ranges import AutoObserver, RangeObserver, observer_named
-from monoquant.values import Finding, Layer, Scheme, Severity
+from monoquant.values import AnyScheme, Finding, Layer, Scheme, Severity
 
 _SIGN = 128
 """Observers count codes from 0, integer products take signed ones."""
@@ -72,10 +72,14 @@ class Int8PackPass(PackPass):
         if self.activations is None:
             return self.scheme
         obstacle = packable.adapter.integer_obstacle(context.module(layer.name), packable.forms)
-        if obstacle is None:
-            return self.scheme
-        context.report([_float_compute(layer.name, obstacle)])
-        return self.scheme.storage
+        return self.scheme if obstacle is None else self.scheme.storage
+
+    def notes(self, layer: Layer, packable: Packable, scheme: AnyScheme, context: QuantContext) -> list[Finding]:
+        found = super().notes(layer, packable, scheme, context)
+        if self.activations is None:
+            return found
+        obstacle = packable.adapter.integer_obstacle(context.module(layer.name), packable.forms)
+        return found if obstacle is None else [*found, _float_compute(layer.name, obstacle)]
 
     def refuse_extremes(self, ranges: Sequence[tuple[str, float]]) -> None:
         super().refuse_extremes(ranges)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import attrs
@@ -15,8 +15,9 @@ from monoquant.adapters.choice import Packable
 from monoquant.context import QuantContext
 from monoquant.errors import InputError, PassError, quoted
 from monoquant.modules.packed_layer import PackedLayer
+from monoquant.modules.packed_module import is_trainable
 from monoquant.modules.packed_weight import PackedWeight
-from monoquant.modules.storage import pack_weight
+from monoquant.modules.storage import content_bytes, pack_weight
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.passes.base import Pass
 from monoquant.passes.calibration import CalibrationPass
@@ -60,13 +61,14 @@ class PackPass(Pass):
                 context.decline(layer.name, outcome)
             else:
                 taken[layer.name] = outcome
+        for name, leader in _followers(self._open(context), taken, context).items():
+            _follow(name, leader, context)
+            del taken[name]
         for layer in self._open(context):
-            leader = _leader(layer, context, taken.keys()) if layer.name in taken else None
-            if leader is not None:
-                _follow(layer, leader, context)
-            elif layer.name in taken:
-                context.decide(_decision(layer, *taken[layer.name], context))
-                context.report(_caveat(layer, taken[layer.name][0], context))
+            if layer.name in taken:
+                packable, scheme = taken[layer.name]
+                context.decide(_decision(layer, packable, scheme, context))
+                context.report(self.notes(layer, packable, scheme, context))
 
     def _open(self, context: QuantContext) -> list[Layer]:
         own, main = self.scheme.target, context.scheme.target
@@ -78,7 +80,20 @@ class PackPass(Pass):
         if isinstance(packable, Obstacle):
             return packable
         scheme = self.scheme_for(layer, packable, context)
-        return scheme if isinstance(scheme, Obstacle) else (packable, scheme)
+        if isinstance(scheme, Obstacle):
+            return scheme
+        return _growth(layer.name, packable, scheme, context) or (packable, scheme)
+
+    def notes(self, layer: Layer, packable: Packable, scheme: AnyScheme, context: QuantContext) -> list[Finding]:
+        """What a person should know of a decision.
+
+        Args:
+            layer: A layer that was just decided to be packed.
+            packable: How.
+            scheme: As what.
+            context: Shared state.
+        """
+        return _caveat(layer, packable, context)
 
     def mine(self, context: QuantContext) -> Iterator[Layer]:
         """Layers that the plan gives to this pass, in model order.
@@ -169,8 +184,21 @@ def _packed(
             return twin.weights[key], twin.digests[key]
     packed, digest = pack_weight(weight, scheme, form)
     packed.dtype = context.original_weight(layer, name).dtype
+    packed.was_trainable = is_trainable(context.module(layer), name)
     context.report(_underflow(layer, packed))
     return packed, digest
+
+
+def _growth(layer: str, packable: Packable, scheme: AnyScheme, context: QuantContext) -> Obstacle | None:
+    """Rows so short that their scales outweigh what the codes save, whatever group size was asked for."""
+    if isinstance(scheme, Scheme) and any(scheme.width(one.columns) < one.columns for one in packable.forms.values()):
+        return None
+    weights = context.readable_weights(layer, packable.forms)
+    before = sum(weight.numel() * weight.element_size() for weight in weights)
+    after = sum(content_bytes(form, scheme) for form in packable.forms.values())
+    if after < before:
+        return None
+    return Obstacle(f"packed it would be no smaller: {format_bytes(before)} -> {format_bytes(after)}")
 
 
 def _multiplies_integers(scheme: AnyScheme) -> bool:
@@ -202,28 +230,53 @@ def _caveat(layer: Layer, packable: Packable, context: QuantContext) -> list[Fin
     return [Finding("unknown-kind", Severity.INFO, message, layer.name, remedy)]
 
 
-def _leader(layer: Layer, context: QuantContext, taken: Container[str]) -> str | None:
-    """A layer that shares a weight with this one and will not be packed along with it."""
-    own = {
-        tensor_identity(weight) for weight in context.readable_weights(layer.name, context.packable(layer.name).forms)
-    }
+def _followers(layers: Iterable[Layer], taken: Container[str], context: QuantContext) -> dict[str, str]:
+    """Layers that share a weight with one that will not be packed along with them, each with that one.
+
+    A follower is itself such a layer for others, so that all that hangs together by ties gets one answer.
+
+    Returns:
+        Leaders by follower, each follower behind the follower that leads it.
+    """
+    candidates = [layer for layer in layers if layer.name in taken]
+    held = {layer.name: _identities(layer.name, context) for layer in candidates}
+    followers: dict[str, str] = {}
+    while True:
+        packed = held.keys() - followers.keys()
+        found = {
+            layer.name: leader
+            for layer in candidates
+            if layer.name in packed and (leader := _leader(layer, packed, held, context)) is not None
+        }
+        if not found:
+            return followers
+        followers.update(found)
+
+
+def _identities(layer: str, context: QuantContext) -> set[tuple[object, ...]]:
+    return {tensor_identity(weight) for weight in context.readable_weights(layer, context.packable(layer).forms)}
+
+
+def _leader(
+    layer: Layer, packed: Container[str], held: Mapping[str, set[tuple[object, ...]]], context: QuantContext
+) -> str | None:
     for other in layer.ties:
-        held = (tensor_identity(parameter) for parameter in own_parameters(context.module(other)).values())
-        if other not in taken and not own.isdisjoint(held):
+        theirs = (tensor_identity(parameter) for parameter in own_parameters(context.module(other)).values())
+        if other not in packed and not held[layer.name].isdisjoint(theirs):
             return other
     return None
 
 
-def _follow(layer: Layer, leader: str, context: QuantContext) -> None:
+def _follow(layer: str, leader: str, context: QuantContext) -> None:
     tie = f"its weight is tied to {leader!r}"
     decision = context.plan.get(leader)
     if decision is not None and decision.action is Action.SKIP:
         reason = f"{tie}, which stays in float: {decision.reason}"
-        context.decide(Decision(layer.name, Action.SKIP, reason, decision.rule, decision.origin))
+        context.decide(Decision(layer, Action.SKIP, reason, decision.rule, decision.origin))
         return
     because = decision.reason if decision is not None else context.obstacles[leader].reason
     remedy = "untie them, at the price of a second copy"
-    context.decline(layer.name, Obstacle(f"{tie}, which cannot be packed: {because}", remedy))
+    context.decline(layer, Obstacle(f"{tie}, which cannot be packed: {because}", remedy))
 
 
 def _sharing_in_another_layout(layers: list[str], context: QuantContext) -> list[str]:

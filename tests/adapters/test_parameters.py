@@ -83,7 +83,7 @@ def test_a_kind_nobody_knows_is_unsupported_with_its_size_and_what_to_register()
     with pytest.raises(mq.InputError) as caught:
         mq.quantize(ByNumber())
     text = str(caught.value)
-    assert "no adapter knows ByNumber (1,152 parameters), and its code does not read w0, w1" in text
+    assert "no adapter knows ByNumber (1,152 parameters), and its forward does not read w0, w1 by name" in text
     assert "register one, such as ParameterAdapter(ByNumber, {'w0': -1, 'w1': -1})" in text
 
 

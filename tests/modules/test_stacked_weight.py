@@ -100,6 +100,8 @@ def test_it_stands_in_for_a_tensor(stack: StackedWeight) -> None:
         lambda w: w**2,
         lambda w: 2**w,
         lambda w: w > 0,
+        lambda w: w == 0,
+        lambda w: w != w.abs(),
         lambda w: abs(w),
         lambda w: w @ w.transpose(1, 2),
         lambda w: torch.ones(4, 3, 6) @ w,

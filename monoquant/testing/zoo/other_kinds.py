@@ -49,7 +49,7 @@ def _unsupported(name: str, part: Callable[[], nn.Module], inputs: Inputs, reaso
 
 
 UNSUPPORTED: Final = (
-    _unsupported("computed names", modules.ComputedNames, _ROWS, "its code does not read w0, w1"),
+    _unsupported("computed names", modules.ComputedNames, _ROWS, "its forward does not read w0, w1"),
     _unsupported("LayerNorm of matrices", lambda: nn.LayerNorm((8, 64)), floats((5, 8, 64)), "has no weight matrix"),
     _unsupported(
         "Embedding that renormalizes", lambda: nn.Embedding(90, 64, max_norm=0.5), indices(90, 4, 9), "max_norm is set"
