@@ -57,10 +57,12 @@ class PackedLinear(PackedModule, nn.Linear):
         nn.Module.__init__(self)  # not Linear's own, which would make a float weight
         dtype = dtype or torch.get_default_dtype()
         self.in_features, self.out_features = in_features, out_features
-        form = MatrixForm.rows_first((out_features, in_features))
-        scheme = self._default_scheme if scheme is None else scheme
-        self.packed_weight = empty_weight(form, scheme, dtype, device or torch.get_default_device())
+        self._add_storage(self._default_scheme if scheme is None else scheme, device, dtype)
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
+
+    def _add_storage(self, scheme: AnyScheme, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        form = MatrixForm.rows_first((self.out_features, self.in_features))
+        self.packed_weight = empty_weight(form, scheme, dtype, device or torch.get_default_device())
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # Linear declares an attribute; this is one to read
@@ -119,14 +121,6 @@ class Int8StaticLinear(Int8Static, Int8Linear):
     _default_scheme = attrs.evolve(INT8_SCHEME, activations="static")
     packed_weight: PackedMatrix
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        scheme: AnyScheme | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, scheme, device, dtype)
+    def _add_storage(self, scheme: AnyScheme, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super()._add_storage(scheme, device, dtype)
         self.packed_input = InputQuantizer(torch.tensor(1 / 128), torch.tensor(0), self.packed_weight)

@@ -51,7 +51,8 @@ class SkipSelectionPass(Pass):
     """Keep layers in float by rule; rules that plugins registered are asked as well.
 
     Args:
-        rules: A rule, or several of which any may skip a layer; default none.
+        rules: A rule, or several of which any may skip a layer; default none. In a list the first one that has a reason
+            decides, also on ``skip_to``; of rules joined by ``|`` the one that keeps most of the layer does.
         on_unmatched: What to do when a rule of yours, or an entry of it, matches no layer: ``"report"`` (default) it
             as a finding with the nearest real names, or raise an ``"error"``.
         replaced_defaults: Default rules that explicit options replaced; layers they would have kept are reported.
