@@ -64,3 +64,16 @@ def test_a_call_that_cannot_be_repeated_is_told_and_not_measured() -> None:
     assert report.layers[0].weight_sqnr_db > 30
     (finding,) = [finding for finding in report.findings if finding.code == "output-not-measured"]
     assert "'reads' is not measured: its calls cannot be repeated (TypeError" in finding.message
+
+
+def test_a_forward_that_belongs_to_the_object_is_told_and_not_repeated() -> None:
+    """Its closure would run the float module in the packed one's place, and show no damage at all."""
+    model = nn.Sequential(nn.Conv1d(8, 8, 3))
+    real = model[0].forward
+    model[0].forward = lambda x: real(x)
+    report = mq.quantize(
+        model, bits=8, calibration_data=[torch.randn(60, 8, 5)], accuracy_warning="ignore", inplace=True
+    ).report
+    assert report.layers[0].output_sqnr_db is None
+    (finding,) = [finding for finding in report.findings if finding.code == "output-not-measured"]
+    assert "its forward belongs to the object" in finding.message
