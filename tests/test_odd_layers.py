@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import monoquant as mq
+from monoquant.numerics.integer_product import exact_method
 
 
 def quantized(model: nn.Module, **options: Any) -> nn.Module:
@@ -59,16 +61,16 @@ def test_submodules_that_are_called_like_packed_weights_stay(tmp_path: Path) -> 
     assert torch.equal(mq.dequantize(loaded)(x), result.model(x))
 
 
-@pytest.mark.parametrize("kind", ["module", "buffer", "attribute"])
+@pytest.mark.parametrize("kind", ["module", "buffer", "attribute", "input"])
 def test_a_name_that_is_taken_is_an_obstacle(kind: str) -> None:
     """Nothing of the user's is overwritten."""
     model = Named()
-    taken = {"module": nn.Linear(2, 2), "buffer": torch.zeros(2), "attribute": 3}[kind]
+    name = "packed_input" if kind == "input" else "packed_w"
     if kind == "buffer":
-        model.register_buffer("packed_w", taken)
+        model.register_buffer(name, torch.zeros(2))
     else:
-        model.packed_w = taken
-    with pytest.raises(mq.InputError, match=r"it has a packed_w of its own, .*; rename it"):
+        setattr(model, name, 3 if kind == "attribute" else nn.Linear(2, 2))
+    with pytest.raises(mq.InputError, match=rf"it has a {name} of its own, .*; rename it"):
         mq.quantize(model, bits=8, layer_names=["re:"])
 
 
@@ -78,7 +80,12 @@ def test_a_packed_weight_cannot_be_assigned_to() -> None:
     for layer in model:
         with pytest.raises(mq.InputError, match=r"\.weight is packed and cannot be assigned to"):
             layer.weight = nn.Parameter(torch.zeros(8, 8))
+        with pytest.raises(mq.InputError, match="is packed"):
+            layer.register_parameter("weight", nn.Parameter(torch.zeros(8, 8)))
+        with pytest.raises(mq.InputError, match="is packed"):
+            del layer.weight
         layer.bias = nn.Parameter(torch.zeros(8))
+        layer.register_parameter("extra", None)
 
 
 class Merging(nn.Linear):
@@ -94,10 +101,65 @@ class Merging(nn.Linear):
         return self
 
 
-def test_a_layer_that_writes_to_its_weight_is_an_obstacle() -> None:
+class Replacing(nn.Linear):
+    def prepare(self) -> None:
+        self.weight.data = self.weight.data.clamp(-1, 1)
+
+
+class Clamping(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        self.weight.data.clamp_(-0.01, 0.01)
+        return super().forward(input)
+
+
+class Adding(nn.Linear):
+    @torch.no_grad()
+    def step(self) -> None:
+        self.weight.add_(1)
+
+
+class Setting(nn.Linear):
+    def mask(self, row: int) -> None:
+        self.weight.data[row] = 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(Merging, "train"), (Replacing, "prepare"), (Clamping, "forward"), (Adding, "step"), (Setting, "mask")],
+)
+def test_a_layer_that_writes_to_its_weight_is_an_obstacle(kind: type[nn.Module], method: str) -> None:
     """The write would go to a dequantized copy, and be lost without a word."""
-    with pytest.raises(mq.InputError, match=r"Merging.train writes to its weight, which packing would undo; merge"):
-        mq.quantize(nn.Sequential(Merging(8, 8)), bits=8)
+    with pytest.raises(
+        mq.InputError, match=rf"{kind.__name__}.{method} writes to its weight, which packing would undo"
+    ):
+        mq.quantize(nn.Sequential(kind(64, 8)), bits=8)
+
+
+class Innocent(nn.Linear):
+    """Writes to other things, freezes and reads its weight, and initializes it."""
+
+    def remember(self, x: Tensor) -> Tensor:
+        self.data = x
+        return x @ self.weight.t()
+
+    def clip(self) -> Tensor:
+        self.bias.data = self.bias.data.clamp(-1, 1)
+        self.bias.add_(1)
+        return self.weight[0]
+
+    def freeze(self) -> None:
+        self.weight.requires_grad_(False)
+
+    def reset_parameters(self) -> None:
+        self.weight.data.normal_(0, 0.02)
+
+    def collect(self, rows: dict[int, Tensor]) -> None:
+        rows[0] = self.weight.data[0]
+
+
+def test_a_layer_that_writes_to_other_things_is_packed() -> None:
+    """Nothing of what it does concerns the packed weight."""
+    assert mq.quantize(nn.Sequential(Innocent(64, 8)), bits=8).info.selected_layers == ["0"]
 
 
 class PastNames(nn.Module):
@@ -123,11 +185,65 @@ class PastNamesToo(PastNames):
         return super().forward(x) @ self.w1 + self._parameters["w2"]
 
 
-@pytest.mark.parametrize("kind", [PastNames, PastNamesToo])
-def test_a_forward_that_reads_parameters_past_their_names_is_an_obstacle(kind: type[nn.Module]) -> None:
-    """Packed, its loop would find nothing, and the layer would be the identity."""
-    with pytest.raises(mq.InputError, match="its forward does not read w1, w2 by name"):
-        mq.quantize(kind(), bits=8)
+class CountsBuffers(PastNames):
+    """Would count codes and scales as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w1 @ self.w2 + sum(buffer.sum() for buffer in self.buffers())
+
+
+class Container(nn.Sequential):
+    """Runs all that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.ReLU())
+        self.w1 = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) @ self.w1
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (PastNames, "reads past names, through parameters"),
+        (PastNamesToo, "reads past names, through _parameters"),
+        (CountsBuffers, "reads past names, through buffers"),
+        (Container, "is a container, which would run packed weights as it runs modules"),
+    ],
+)
+def test_a_forward_that_reaches_parameters_past_their_names_is_an_obstacle(kind: type[nn.Module], reason: str) -> None:
+    """Packed, a loop over them would find nothing, or the storage of packed weights."""
+    with pytest.raises(mq.InputError, match=reason):
+        mq.quantize(kind(), bits=8, skip_param_threshold=0)
+
+
+class Ordinary(nn.Module):
+    """Has such methods, which its forward does not use; reads a dtype and a cached property."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.randn(64, 64)), nn.Parameter(torch.randn(64, 64))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @functools.cached_property
+    def scaled(self) -> float:
+        return float(self.v.abs().max())
+
+    def count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def forward(self, x: Tensor, state: Any = None) -> Tensor:
+        shift = torch.zeros(64, device=x.device, dtype=x.dtype)
+        return x @ self.w / self.scaled + shift + (0 if state is None else state.parameters)
+
+
+def test_an_ordinary_forward_is_no_obstacle() -> None:
+    """What other objects have under such names, and what other methods do, says nothing."""
+    assert mq.quantize(Ordinary(), bits=8, accuracy_warning="ignore").report.layers[0].weights == ("w", "v")
 
 
 @pytest.mark.parametrize("activations", ["dynamic", "static"])
@@ -262,3 +378,21 @@ def test_state_dicts_of_parametrized_models_are_covered() -> None:
     record = next(record for record in report.layers if record.layer == "0.parametrizations.weight")
     assert record.reason == "a parametrization computes a weight from it"
     assert "give the model itself" in record.remedy
+
+
+def test_ordinary_names_in_a_state_dict_are_no_sign_of_packing() -> None:
+    """A float tensor may be called layout."""
+    result = mq.quantize({"packed_x.layout": torch.randn(64, 64), "l.weight": torch.randn(64, 64)}, bits=8)
+    assert result.info.selected_layers == ["packed_x", "l"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_model_of_integers_can_be_traced() -> None:
+    """Also in its first call."""
+    model, x = (
+        quantized(nn.Sequential(nn.Linear(64, 64)), activations="dynamic", run_validation=False),
+        torch.randn(2, 64),
+    )
+    exact_method.cache_clear()
+    traced = torch.jit.trace(model, x)
+    assert torch.equal(traced(x), model(x))

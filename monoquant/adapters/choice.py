@@ -117,8 +117,10 @@ def _obstacle_in_names(module: nn.Module, forms: Mapping[str, MatrixForm]) -> Ob
     writer = writer_of(kind, forms)
     if writer is not None:
         remedy = "merge its parts for good first, or keep it in float with skip_layer_types"
-        return Obstacle(f"{kind.__name__}.{writer} writes to its {', '.join(forms)}, which packing would undo", remedy)
-    occupied = [PREFIX + name for name in forms if hasattr(module, PREFIX + name)]
+        return Obstacle(
+            f"{kind.__name__}.{writer} writes to its {' or '.join(forms)}, which packing would undo", remedy
+        )
+    occupied = [PREFIX + name for name in (*forms, "input") if hasattr(module, PREFIX + name)]
     if occupied:
         return Obstacle(f"it has a {', '.join(occupied)} of its own, where the packed weight would go", "rename it")
     unpacked = [name for name, one in computed.items() if one.hook is None and name not in forms]

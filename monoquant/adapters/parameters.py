@@ -9,11 +9,12 @@ import attrs
 from torch import Tensor, nn
 
 from monoquant.adapters.base import ModuleAdapter, Obstacle
-from monoquant.adapters.code import names_read_by_forward
+from monoquant.adapters.code import PAST_NAMES, names_read_by_forward
 from monoquant.errors import ConfigError
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.values import AnyScheme
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _READ_BY_OWNER = (nn.ParameterList, nn.ParameterDict)
 _AXES_OF_CONVOLUTION = 4
 _ELEMENTWISE = (
@@ -86,14 +87,20 @@ class AttributeAdapter(ModuleAdapter):
         matrices = {name: weight for name, weight in weights.items() if _is_matrix(name, weight)}
         if not matrices or isinstance(module, _ELEMENTWISE):
             return Obstacle(f"{kind} has no weight matrix")
+        count = sum(weight.numel() for weight in weights.values())
+        unknown = f"no adapter knows {kind} ({count:,} parameters)"
+        remedy = f"register one, such as ParameterAdapter({kind}, {dict.fromkeys(matrices, -1)})"
+        if isinstance(module, _CONTAINERS):
+            return Obstacle(
+                f"{unknown}, and it is a container, which would run packed weights as it runs modules", remedy
+            )
         read = set(matrices) if isinstance(module, _READ_BY_OWNER) else names_read_by_forward(type(module))
+        past = sorted(PAST_NAMES & read)
+        if past:
+            return Obstacle(f"{unknown}, and its forward reads past names, through {', '.join(past)}", remedy)
         unread = [name for name in matrices if name not in read]
         if unread:
-            count = sum(weight.numel() for weight in weights.values())
-            known = f"no adapter knows {kind} ({count:,} parameters)"
-            reason = f"{known}, and its forward does not read {', '.join(unread)} by name"
-            axes = dict.fromkeys(matrices, -1)
-            return Obstacle(reason, f"register one, such as ParameterAdapter({kind}, {axes})")
+            return Obstacle(f"{unknown}, and its forward does not read {', '.join(unread)} by name", remedy)
         return {name: likely_form(weight.shape) for name, weight in matrices.items()}
 
     def compute(self, module: nn.Module, scheme: AnyScheme) -> str:

@@ -12,7 +12,7 @@ from monoquant.errors import InputError
 from monoquant.modules.exact_buffers import ExactBuffers
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.modules.packed_module import PackedModule
-from monoquant.numerics.integer_product import integer_product, quantize_rows, quantize_to_range
+from monoquant.numerics.integer_product import exact_method, integer_product, quantize_rows, quantize_to_range
 
 
 class IntegerCompute(PackedModule):
@@ -60,6 +60,9 @@ class IntegerCompute(PackedModule):
             straight = functional.linear(input, weight.dequantized_rows(slice(None)).to(input.dtype))
             output = output + (straight - straight.detach())
         return output
+
+    def _became_packed(self) -> None:
+        exact_method()  # tried now, and not in the first forward, which might be traced
 
     def _nested(self, input: Tensor) -> Tensor:
         if input.layout == torch.jagged:  # with the same offsets, or the result could not be added to the input

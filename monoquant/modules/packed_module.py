@@ -54,10 +54,22 @@ class PackedModule(nn.Module):
         """Adjust what the original class keeps besides its parameters; called once, after conversion."""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        self._refuse_to_change(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._refuse_to_change(name)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As nn.Module does, but not in place of a packed weight."""
+        self._refuse_to_change(name)
+        super().register_parameter(name, param)
+
+    def _refuse_to_change(self, name: str) -> None:
         if PREFIX + name in self.__dict__.get("_modules", ()):
             kind = type(self).__name__
             raise InputError(f"{kind}.{name} is packed and cannot be assigned to: call dequantize(model) first")
-        super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         made_of = getattr(type(self), "_made_of", None)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from monoquant.errors import InputError, quoted
@@ -99,7 +100,8 @@ def _refuse_others(state: Mapping[str, Tensor]) -> None:
 
 
 def _refuse_packed(state: Mapping[str, Tensor]) -> None:
-    packed = [name.removesuffix(_LAYOUT) for name in state if name.endswith(_LAYOUT) and _PACKED.search(name)]
+    layouts = [name for name, tensor in state.items() if _PACKED.search(name) and tensor.dtype == torch.int32]
+    packed = [name.removesuffix(_LAYOUT) for name in layouts]
     if packed:
         raise InputError(
             f"already quantized: {quoted(packed)}; start again from the float weights, or give the file to load()",

@@ -69,8 +69,9 @@ def integer_product(codes: Tensor, weight_codes: Tensor) -> Tensor:
 def _method(device: torch.device) -> Method:
     if device.type != "cpu":
         return "float64"
-    # A graph that is compiled or exported may run on another machine than this one.
-    return "halves" if torch.compiler.is_compiling() else exact_method()
+    # A graph that is compiled, exported or traced may run on another machine than this one.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return "halves" if traced else exact_method()
 
 
 @functools.cache  # a fact about this machine
@@ -103,7 +104,7 @@ def _by_halves(codes: Tensor, weight_codes: Tensor) -> Tensor:
     # As u = codes + 128, in seven bits and one; a row of ones sums up the weight codes, for what the 128 adds.
     # All in one product, because the kernel prepares the weight anew for each.
     count, columns = codes.shape
-    unsigned = codes.view(torch.uint8) ^ _SIGN
+    unsigned = codes.to(torch.uint8) ^ _SIGN
     sums = torch._int_mm(torch.cat([unsigned >> 1, unsigned & 1, unsigned.new_ones(1, columns)]), weight_codes.t())
     return sums[count : 2 * count].add(sums[:count], alpha=2).sub_(sums[-1:] * _SIGN)
 
