@@ -44,12 +44,13 @@ def names_read_by_forward(kind: type) -> set[str]:
     return found
 
 
-def writer_of(kind: type, names: Collection[str]) -> str | None:
+def writer_of(kind: type, names: Collection[str], child: str | None = None) -> str | None:
     """A method of a class that writes to the data of a parameter, as LoRA layers do when they merge.
 
     Args:
         kind: A module class.
         names: Names of parameters.
+        child: Name of the submodule whose parameters they are; default: any object's.
 
     Returns:
         The method's name; None if there is none. What initializes parameters does not count, nor do torch's classes.
@@ -60,7 +61,8 @@ def writer_of(kind: type, names: Collection[str]) -> str | None:
         if function is None or "init" in name or name.startswith("reset"):
             continue
         steps = list(dis.get_instructions(function))
-        positions = [at for at, step in enumerate(steps) if step.opname in _LOADS and step.argval in names]
+        loads = [at for at, step in enumerate(steps) if step.opname in _LOADS and step.argval in names]
+        positions = [at for at in loads if child is None or (at and steps[at - 1].argval == child)]
         if any(_is_written(steps[at + 1 :]) for at in positions):
             return name
     return None

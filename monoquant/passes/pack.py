@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from monoquant.adapters.base import Obstacle
 from monoquant.adapters.choice import Packable
+from monoquant.adapters.code import writer_of
 from monoquant.context import QuantContext
 from monoquant.errors import InputError, PassError, quoted
 from monoquant.modules.packed_layer import PackedLayer
@@ -93,7 +94,7 @@ class PackPass(Pass):
             scheme: As what.
             context: Shared state.
         """
-        return _caveat(layer, packable, context)
+        return [*_caveat(layer, packable, context), *_written_by_owner(layer, packable, context)]
 
     def mine(self, context: QuantContext) -> Iterator[Layer]:
         """Layers that the plan gives to this pass, in model order.
@@ -228,6 +229,17 @@ def _caveat(layer: Layer, packable: Packable, context: QuantContext) -> list[Fin
     message = f"Layer {quoted([layer.name])} ({layer.type.__name__} {', '.join(packable.forms)}): {caveat}."
     remedy = "Keep what is not multiplied, such as tables of biases, with skip_layer_names or skip_layer_types."
     return [Finding("unknown-kind", Severity.INFO, message, layer.name, remedy)]
+
+
+def _written_by_owner(layer: Layer, packable: Packable, context: QuantContext) -> list[Finding]:
+    owner, _, name = layer.name.rpartition(".")
+    kind = type(context.module(owner)) if name else nn.Module
+    writer = writer_of(kind, packable.forms, name)
+    if writer is None:
+        return []
+    message = f"Warning: {kind.__name__}.{writer} writes to a weight of layer {layer.name!r}; once packed, it cannot."
+    remedy = "Merge its parts for good first, or keep the layer in float."
+    return [Finding("written-by-owner", Severity.WARNING, message, layer.name, remedy)]
 
 
 def _followers(layers: Iterable[Layer], taken: Container[str], context: QuantContext) -> dict[str, str]:
