@@ -42,7 +42,7 @@ class IntegerCompute(PackedModule):
             input: ``[..., in_features]``, any float dtype.
 
         Returns:
-            ``[..., out_features]``, same dtype.
+            ``[..., out_features]``, same dtype; under autocast in its dtype, as an nn.Linear's output is.
         """
         weight: Any = self._modules["packed_weight"]  # nn.Module's __getattr__ would take as long as a small kernel
         if input.is_nested:
@@ -53,11 +53,11 @@ class IntegerCompute(PackedModule):
         rows = input if input.dim() == 2 else input.reshape(-1, weight.columns)
         sums, scale = self.integer_rows(_as_float32(rows.detach() if differentiated else rows), weight)
         # The weight's scale first: large inputs times the integers alone could overflow.
-        output = _as_dtype(self._scaled(sums * _as_float32(weight.scale).t(), scale), input.dtype)
+        output = _as_dtype(self._scaled(sums * _as_float32(weight.scale).t(), scale), _output_dtype(input))
         if input.dim() != 2:
             output = output.view(*input.shape[:-1], weight.rows)
         if differentiated:
-            straight = functional.linear(input, weight.dequantized_rows(slice(None)).to(input.dtype))
+            straight = functional.linear(input, weight.dequantized_rows(slice(None)).to(input.dtype)).to(output.dtype)
             output = output + (straight - straight.detach())
         return output
 
@@ -73,6 +73,11 @@ class IntegerCompute(PackedModule):
         parameters = self._parameters
         bias: Any = parameters["bias"] if "bias" in parameters else getattr(self, "bias", None)
         return product.mul_(scale) if bias is None else torch.addcmul(_as_float32(bias), product, scale)
+
+
+def _output_dtype(input: Tensor) -> torch.dtype:
+    device = input.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
 
 
 def _as_float32(tensor: Tensor) -> Tensor:

@@ -140,3 +140,13 @@ def test_the_output_has_the_inputs_dtype_whatever_the_bias_has(dtype: torch.dtyp
     """As the docstring says, also where a model keeps its biases in float32."""
     with torch.no_grad():
         assert dynamic(5, 8)(gaussian(2, 8).to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("layer", [dynamic(5, 8), static(5, 8, -1, 1)], ids=["dynamic", "static"])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_autocast_decides_the_outputs_dtype(layer: nn.Module, requires_grad: bool) -> None:
+    """As it does for an nn.Linear."""
+    inputs = gaussian(2, 8).requires_grad_(requires_grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(inputs).dtype == nn.Linear(8, 5)(inputs).dtype == torch.bfloat16
+    assert layer(inputs).dtype == torch.float32
