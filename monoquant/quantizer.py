@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from monoquant.adapters.base import Obstacle
 from monoquant.context import QuantContext
 from monoquant.conversion import convert_in_place, copy_without_weights
 from monoquant.errors import ConfigError, InputError, require_flag
+from monoquant.modules.tensor_holder import hold
 from monoquant.passes.base import Pass
 from monoquant.passes.pack import PackPass
 from monoquant.registry import Registry
@@ -107,11 +109,11 @@ class Quantizer:
         """The scheme of the first packing pass."""
         return next(pass_.scheme for pass_ in self.passes if isinstance(pass_, PackPass))
 
-    def plan(self, model: nn.Module) -> tuple[Decision, ...]:
+    def plan(self, model: nn.Module | Mapping[str, Tensor]) -> tuple[Decision, ...]:
         """Dry run: what would become of every layer, decided from names, types and shapes.
 
         Args:
-            model: The float model; weights on the meta device are fine. It is left alone.
+            model: The float model, or its state dict; weights on the meta device are fine. It is left alone.
 
         Returns:
             Exactly one decision for every module that owns parameters, in model order.
@@ -119,13 +121,13 @@ class Quantizer:
         Raises:
             InputError: When the model cannot be quantized at all, such as lazy or quantized ones.
         """
-        return self._planned(model).decisions()
+        return self._planned(_as_module(model)).decisions()
 
-    def run(self, model: nn.Module, *, inplace: bool = False) -> QuantResult:
+    def run(self, model: nn.Module | Mapping[str, Tensor], *, inplace: bool = False) -> QuantResult:
         """Quantize a model.
 
         Args:
-            model: The float model.
+            model: The float model, or its state dict.
             inplace: False (default): return a copy, leave ``model`` alone. True: change ``model`` itself, after all
                 passes have succeeded. Either way any exception leaves it as it was.
 
@@ -138,7 +140,7 @@ class Quantizer:
         """
         require_flag("inplace", inplace)
         with torch.inference_mode(False):  # or the result could be neither trained nor loaded into
-            return self._run(model, inplace)
+            return self._run(_as_module(model), inplace)
 
     def _run(self, model: nn.Module, inplace: bool) -> QuantResult:
         context = self._planned(model)
@@ -177,6 +179,10 @@ class Quantizer:
         layer = "" if context.current_layer is None else f", layer {context.current_layer!r}"
         position = f"pass {index + 1} of {len(self.passes)}; before it: {before}"
         return f"in {_name(self.passes[index])}.{phase}{layer} ({position})"
+
+
+def _as_module(model: nn.Module | Mapping[str, Tensor]) -> nn.Module:
+    return hold(model) if isinstance(model, Mapping) else model
 
 
 def _left_alone(layer: str, context: QuantContext) -> Decision:

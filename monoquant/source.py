@@ -130,7 +130,7 @@ def _refuse_non_modules(model: object) -> None:
         raise InputError("the model is a TorchScript module, whose layers cannot be replaced: give the eager nn.Module")
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
-        raise InputError(f"the model is a {kind}: give an nn.Module, a state dict, or the path of a file of weights")
+        raise InputError(f"the model is a {kind}: give an nn.Module, or a state dict to quantize")
 
 
 def _refuse_unready(names: dict[nn.Module, list[str]]) -> None:

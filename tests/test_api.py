@@ -277,7 +277,7 @@ def test_plugins_can_be_turned_off(small: nn.Module, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("model", [None, 3, [nn.Linear(64, 64)], nn.Linear])
 def test_what_is_neither_module_nor_weights_is_refused(model: Any) -> None:
     """Nonsense gets a clear error that says what would do."""
-    with pytest.raises(mq.InputError, match=r"give an nn\.Module, a state dict, or the path of a file of weights"):
+    with pytest.raises(mq.InputError, match=r"give an nn\.Module, or a state dict to quantize"):
         mq.quantize(model, plugins=False)
 
 

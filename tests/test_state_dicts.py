@@ -243,3 +243,13 @@ def test_a_state_dict_that_is_called_says_what_to_do(model: Model) -> None:
     """Rather than that some method is missing."""
     with pytest.raises(mq.InputError, match=r"load\(\) it into a model of its architecture"):
         mq.quantize(model.state_dict(), bits=8).model(TOKENS)
+
+
+def test_a_pipeline_takes_a_state_dict(model: Model) -> None:
+    """Planned dry and run, with rules by name and by the kinds that names stand for."""
+    rules = mq.SkipSelectionPass(mq.TypeRule(nn.Embedding) | mq.NameRule("head"))
+    quantizer = mq.Quantizer([rules, mq.Int8PackPass(), mq.ValidationPass()])
+    planned = quantizer.plan(model.state_dict())
+    result = quantizer.run(model.state_dict())
+    assert [decision.action for decision in planned] == [record.action for record in result.report.layers]
+    assert {record.layer for record in result.report.by_action(mq.Action.SKIP)} == {"embeddings", "head"}
