@@ -85,11 +85,6 @@ class MatrixForm:
         """Columns of the matrix."""
         return math.prod([self.split[axis] for axis in self.order[self.row_axes :]])
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the tensor is the matrix already."""
-        return self == MatrixForm.rows_first(self.shape) and len(self.shape) == 2
-
     def to_matrix(self, tensor: Tensor) -> Tensor:
         """Rearrange a tensor.
 

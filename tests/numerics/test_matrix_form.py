@@ -74,14 +74,6 @@ def test_along_puts_one_axis_across() -> None:
         assert torch.equal(rows, tensor.movedim(axis, -1).reshape(-1, tensor.shape[axis]))
 
 
-def test_only_a_matrix_as_it_is_is_plain() -> None:
-    """A transposed or folded one is not."""
-    assert MatrixForm.rows_first((3, 4)).is_plain
-    assert MatrixForm.along((3, 4), -1).is_plain
-    assert not MatrixForm.along((3, 4), 0).is_plain
-    assert not MatrixForm.rows_first((3, 4, 2)).is_plain
-
-
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
