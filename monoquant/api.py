@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from monoquant.adapters.base import ModuleAdapter
+from monoquant.batches import Forward
 from monoquant.checks import AccuracyGate
 from monoquant.errors import ConfigError, InputError, require_flag
 from monoquant.formats.weights_file import read_weights
@@ -18,7 +19,7 @@ from monoquant.hooks import PluginManager
 from monoquant.modules.tensor_holder import hold
 from monoquant.passes.accuracy_warning import AccuracyWarningPass
 from monoquant.passes.base import Pass
-from monoquant.passes.calibration import CalibrationPass, Forward, Progress
+from monoquant.passes.calibration import CalibrationPass, Progress
 from monoquant.passes.pack import PackPass
 from monoquant.passes.skip_selection import Names, SkipSelectionPass, Types, name_rules, type_rules
 from monoquant.passes.validation import ValidationPass

@@ -13,10 +13,14 @@ from monoquant.adapters.choice import Packable, examine, readable_weights
 from monoquant.errors import PassError
 from monoquant.measurement import Measurement
 from monoquant.modules.packed_layer import PackedLayer
+from monoquant.modules.reparametrized import computed_weights
 from monoquant.observers import Request
 from monoquant.registry import Registry
 from monoquant.report import CalibrationFacts, ValidationResult
 from monoquant.source import tensor_identity
+from monoquant.statistics.collector import RowStatistics
+from monoquant.statistics.store import StatisticsStore
+from monoquant.statistics.watch import WatchedWeight
 from monoquant.values import Action, AnyScheme, Decision, Finding, Layer, Target
 
 O = TypeVar("O")  # noqa: E741 - the observer of a request
@@ -42,6 +46,9 @@ class QuantContext:
             CalibrationPass)
         observed: The observers that fulfilled them; use :meth:`observer`. (written by CalibrationPass; read by packing
             passes and ValidationPass)
+        wanted_moments: Weights whose inputs' moments passes asked for, and whether all of them; use
+            :meth:`want_moments`. (written in the prepare phase; read by CalibrationPass)
+        statistics: Those moments; use :meth:`input_statistics`. (written by CalibrationPass; read by packing passes)
         calibration: Facts about the data. (written by CalibrationPass; read by the report)
         packed: Packed layers by name. (written by packing passes; read by ValidationPass and Quantizer)
         measurements: Damage by layer name. (written by ValidationPass; read by the report)
@@ -58,6 +65,8 @@ class QuantContext:
     obstacles: dict[str, Obstacle] = attrs.field(factory=dict, init=False)
     wanted: dict[str, list[Request[Any]]] = attrs.field(factory=dict, init=False)
     observed: dict[tuple[str, Request[Any]], Any] = attrs.field(factory=dict, init=False)
+    wanted_moments: dict[tuple[str, str], bool] = attrs.field(factory=dict, init=False)
+    statistics: StatisticsStore | None = attrs.field(default=None, init=False)
     calibration: CalibrationFacts | None = attrs.field(default=None, init=False)
     packed: dict[str, PackedLayer] = attrs.field(factory=dict, init=False)
     measurements: dict[str, Measurement] = attrs.field(factory=dict, init=False)
@@ -289,6 +298,45 @@ class QuantContext:
         """
         found: O | None = self.observed.get((layer, request))
         return found
+
+    def want_moments(self, layer: str, name: str, *, full: bool) -> None:
+        """Ask that calibration collects moments of what a weight is multiplied with.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+            name: Which of its weights.
+            full: True: all second moments. False: their diagonal.
+        """
+        key = self._leading(layer, name)
+        self.wanted_moments[key] = full or self.wanted_moments.get(key, False)
+
+    def watched_weights(self) -> list[WatchedWeight]:
+        """The weights whose inputs' moments were asked for, in model order."""
+        order = {layer.name: index for index, layer in enumerate(self.layers)}
+        return [self._watched(*key) for key in sorted(self.wanted_moments, key=lambda key: order[key[0]])]
+
+    def _watched(self, layer: str, name: str) -> WatchedWeight:
+        module = self.module(layer)
+        computed_by = module if name in computed_weights(module) else None
+        weight, form = self.original_weight(layer, name), self.packable(layer).forms[name]
+        return WatchedWeight(layer, name, weight, form, computed_by)
+
+    def input_statistics(self, layer: str, name: str) -> Sequence[RowStatistics]:
+        """What calibration learned of the inputs that a weight is multiplied with.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+            name: Which of its weights.
+
+        Returns:
+            Disjoint ranges of the weight's rows as a matrix; rows that never met inputs are in none.
+        """
+        return () if self.statistics is None else self.statistics.of(self._leading(layer, name))
+
+    def _leading(self, layer: str, name: str) -> tuple[str, str]:
+        """The one that stands for all weights that are tied to a weight."""
+        order = {layer.name: index for index, layer in enumerate(self.layers)}
+        return min(self.tied_weights(layer, name), key=lambda pair: order[pair[0]])
 
     def report(self, findings: Sequence[Finding]) -> None:
         """Add findings, each once.

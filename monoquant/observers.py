@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import attrs
 import torch
@@ -56,6 +56,9 @@ class Call:
 class Request(abc.ABC, Generic[O]):
     """What a pass wants to know of a layer's inputs; a frozen value, asked for with ``context.want``."""
 
+    measures: ClassVar[bool] = False
+    """Whether outputs are measured on what is remembered, so that it must not be what something was fitted to."""
+
     @abc.abstractmethod
     def observer(self) -> O:
         """A fresh observer that fulfils the request for one layer."""
@@ -91,6 +94,8 @@ class InputSample(Request["RowSampler"]):
         rows: Most rows to keep per layer, >= 1; the memory is ``rows * features`` elements per layer.
         features: Size of a row.
     """
+
+    measures: ClassVar[bool] = True
 
     rows: int = attrs.field(validator=_check_rows)
     features: int
@@ -141,6 +146,8 @@ class CallSample(Request["CallSampler"]):
     Args:
         size: Most bytes of tensors to keep per layer, >= 1; a single sample is kept even if it is larger.
     """
+
+    measures: ClassVar[bool] = True
 
     size: int = attrs.field(validator=_check_bytes)
 

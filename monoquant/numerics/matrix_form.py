@@ -85,6 +85,21 @@ class MatrixForm:
         """Columns of the matrix."""
         return math.prod([self.split[axis] for axis in self.order[self.row_axes :]])
 
+    def position(self, flat_index: Tensor) -> tuple[Tensor, Tensor]:
+        """Where elements of the tensor are in the matrix.
+
+        Args:
+            flat_index: int64, indices into the contiguous tensor.
+
+        Returns:
+            Their rows and columns, same shape.
+        """
+        index = torch.unravel_index(flat_index, self.split)
+        position = torch.zeros_like(flat_index)
+        for axis in self.order:
+            position = position * self.split[axis] + index[axis]
+        return position // self.columns, position % self.columns
+
     def to_matrix(self, tensor: Tensor) -> Tensor:
         """Rearrange a tensor.
 

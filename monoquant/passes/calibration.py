@@ -1,28 +1,30 @@
-"""Run calibration data through the model once, and collect what later passes asked for."""
+"""Run calibration data through the model, and collect what later passes asked for."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import attrs
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from monoquant.batches import Batches, Forward, Part, run_model
 from monoquant.context import QuantContext
-from monoquant.errors import ConfigError, InputError, quoted
-from monoquant.observers import Call, Request
+from monoquant.errors import ConfigError, quoted
 from monoquant.passes.base import Pass
 from monoquant.report import CalibrationFacts
+from monoquant.report.table import format_bytes
 from monoquant.restoring import undisturbed
+from monoquant.statistics.collector import MomentCollector
+from monoquant.statistics.listening import Listening
+from monoquant.statistics.store import Collected, Key, StatisticsStore, in_waves
+from monoquant.statistics.watch import ProductWatch, WatchedWeight
 from monoquant.values import Finding, Severity
 
-Forward = Callable[[nn.Module, Any], Any]
 Progress = Callable[[int, int], None]
-Observers = Mapping[tuple[str, Request[Any]], Any]
 
 
 def _check_data(_instance: Any, _attribute: Any, data: Any) -> None:
@@ -57,6 +59,11 @@ def _check_progress(_instance: Any, _attribute: Any, value: Any) -> None:
         raise ConfigError(f"progress={value!r}: give True, False or a function progress(samples, wanted)")
 
 
+def _check_bytes(_instance: Any, _attribute: Any, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"statistics_bytes={value!r}: give a whole number of bytes >= 1, such as 1 << 32")
+
+
 @attrs.frozen
 class CalibrationPass(Pass):
     """Feed batches to the model in eval mode without gradients; the model is left as it was.
@@ -64,6 +71,10 @@ class CalibrationPass(Pass):
     A tensor is passed as ``model(batch)``, a tuple or list as ``model(*batch)``, a mapping as ``model(**batch)``. Where
     a batch holds more than the input (labels, say), name the input with ``select``, or run the model yourself in
     ``forward``.
+
+    Where something is fitted to the data (an algorithm's codes, say), one sample of eight is held out from that, so
+    that outputs are measured on inputs that were not fitted to. Batches are cut for it where they can be; others, and
+    those that ``forward`` takes, are held out whole.
 
     Args:
         data: A DataLoader, or any iterable or generator of batches.
@@ -74,6 +85,9 @@ class CalibrationPass(Pass):
             without tensors, their items are counted as samples.
         progress: True writes a line to stderr, a function is called as ``progress(samples, num_samples)`` after each
             batch; default False.
+        statistics_bytes: Memory for the statistics that algorithms need; default 4 GiB. A layer of n input features
+            takes ``4 * n ** 2`` bytes for GPTQ; layers that meet the same inputs share them. What does not fit at once
+            is collected in waves, each of which runs the data again.
     """
 
     single: ClassVar[bool] = True
@@ -83,172 +97,71 @@ class CalibrationPass(Pass):
     select: int | str | None = attrs.field(default=None, validator=_check_select)
     forward: Forward | None = attrs.field(default=None, validator=_check_forward)
     progress: bool | Progress = attrs.field(default=False, validator=_check_progress)
+    statistics_bytes: int = attrs.field(default=1 << 32, validator=_check_bytes)
 
     def run(self, context: QuantContext) -> None:
-        observers = {
-            (layer, request): request.observer() for layer in context.wanted for request in context.wanted[layer]
-        }
-        modules = {layer: context.module(layer) for layer in context.wanted}
-        with undisturbed(context.model), _observed(modules, observers):
-            samples, batches = self._feed(context.model)
-        context.observed = {
-            (layer, request): observer
-            for (layer, request), observer in observers.items()
-            if request.saw_something(observer)
-        }
+        weights = context.watched_weights()
+        waves = in_waves(weights, context.wanted_moments, self.statistics_bytes)
+        data = Batches(self.data, self.num_samples, self.select, self.forward)
+        run = _Run(context, data.kept() if len(waves) > 1 else data, self.progress)
+        listening = Listening(context.wanted, honest=bool(weights))
+
+        def collect(keys: Collection[Key]) -> Collected:
+            return run.over([one for one in weights if (one.layer, one.name) in keys])
+
+        first = run.over(waves[0], listening)
+        context.statistics = StatisticsStore([[(w.layer, w.name) for w in wave] for wave in waves], collect, first)
+        context.observed = listening.fulfilled()
         seen = {layer for layer, _ in context.observed}
         unseen = tuple(layer for layer in context.wanted if layer not in seen)
-        context.calibration = CalibrationFacts(samples, batches, unseen)
-        context.report([_unseen_finding(name) for name in unseen])
+        context.calibration = CalibrationFacts(run.samples, run.batches, unseen, run.held_out)
+        context.report([*map(_unseen_finding, unseen), *map(_fitted_finding, listening.measured_on_fitted())])
+        if len(waves) > 1:
+            context.report([_waves_finding(len(waves), self.statistics_bytes)])
 
-    def _feed(self, model: nn.Module) -> tuple[int, int]:
-        show = _progress_function(self.progress)
-        samples = batches = 0
+
+class _Run:
+    """Runs the data, as often as it takes."""
+
+    def __init__(self, context: QuantContext, data: Batches, progress: bool | Progress) -> None:
+        self._context, self._data, self._progress = context, data, progress
+        self.samples = self.batches = self.held_out = 0
+
+    def over(self, weights: list[WatchedWeight], listening: Listening | None = None) -> Collected:
+        """Run all data once, and collect the statistics of some weights.
+
+        Args:
+            weights: Those of one wave.
+            listening: What else listens; None for nothing.
+        """
+        model = self._context.model
+        collector = MomentCollector(self._context.wanted_moments)
+        watched = ProductWatch(weights, collector).watching(model.modules()) if weights else nullcontext()
+        modules = {name: self._context.module(name) for name in self._context.wanted}
+        hooks = listening.listening(modules) if listening else nullcontext()
+        with undisturbed(model), hooks, watched:
+            self._feed(model, [collector, *([listening] if listening else [])])
+        return collector.finish(weights)
+
+    def _feed(self, model: nn.Module, listeners: list[Any]) -> None:
+        show = _progress_function(self._progress)
+        self.samples = self.held_out = 0
         try:
-            for batch in _noting_failures(self.data):
-                samples += self._feed_batch(model, batch, batches, self.num_samples - samples)
-                batches += 1
-                show(samples, self.num_samples)
-                if samples >= self.num_samples:
-                    break
+            for part in self._data.parts(hold_out=bool(self._context.wanted_moments)):
+                for listener in listeners:
+                    listener.held_out = part.held_out
+                run_model(model, part.content, part.index, self._data.forward)
+                self._count(part)
+                if part.ends_batch:
+                    show(self.samples, self._data.most)
         finally:
-            if self.progress is True:
+            if self._progress is True:
                 sys.stderr.write("\n")
-        if not samples:
-            raise InputError("calibration data holds no samples: it is empty, or a generator that was used up before")
-        return samples, batches
 
-    def _feed_batch(self, model: nn.Module, batch: Any, index: int, room: int) -> int:
-        chosen = self._chosen(batch, index)
-        size = _batch_size(chosen, index, counts_items=self.forward is not None)
-        if size > room and self.forward is None:
-            chosen, size = _cut(chosen, size, room)
-        self._run_model(model, chosen, index)
-        return size
-
-    def _chosen(self, batch: Any, index: int) -> Any:
-        if self.select is None:
-            return batch
-        try:
-            chosen = batch[self.select]
-        except (TypeError, IndexError, KeyError) as error:
-            message = f"calibration batch {index} ({describe(batch)}) has no item {self.select!r}; correct select="
-            raise InputError(message) from error
-        return chosen
-
-    def _run_model(self, model: nn.Module, batch: Any, index: int) -> None:
-        try:
-            if self.forward is not None:
-                self.forward(model, batch)
-            elif isinstance(batch, Mapping):
-                model(**batch)
-            elif isinstance(batch, (tuple, list)):
-                model(*batch)
-            else:
-                model(batch)
-        except torch.OutOfMemoryError as error:
-            error.add_note(f"while running calibration batch {index} ({describe(batch)})")
-            raise
-        except Exception as error:
-            raise InputError(
-                f"the model failed on calibration batch {index} ({describe(batch)}): {type(error).__name__}: {error}; "
-                "if a batch holds more than the input, give select=0 or a forward(model, batch) function"
-            ) from error
-
-
-@contextmanager
-def _observed(modules: Mapping[str, nn.Module], observers: Observers) -> Iterator[None]:
-    handles = []
-    try:
-        for name, module in modules.items():
-            own = [(request, observer) for (layer, request), observer in observers.items() if layer == name]
-            handles.append(module.register_forward_pre_hook(_feeding(own), with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _feeding(
-    observers: Sequence[tuple[Request[Any], Any]],
-) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def observe(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call(args, kwargs)
-        for request, observer in observers:
-            request.feed(observer, call)
-
-    return observe
-
-
-def _noting_failures(data: Iterable[Any]) -> Iterator[Any]:
-    batches = iter(data)
-    index = 0
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except Exception as error:
-            error.add_note(f"raised by the calibration data itself, before batch {index}")
-            raise
-        yield batch
-        index += 1
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, (tuple, list)):
-        for value in batch:
-            yield from _tensors(value)
-
-
-def _batch_size(batch: Any, index: int, *, counts_items: bool) -> int:
-    sizes = [tensor.shape[0] for tensor in _tensors(batch) if tensor.dim()]
-    if not sizes and counts_items:  # texts, say, that forward() turns into tensors
-        return len(batch) if isinstance(batch, Sized) else 1
-    if not sizes:
-        raise InputError(
-            f"calibration batch {index} is {describe(batch)}: give tensors with a leading sample dimension"
-        )
-    return sizes[0]
-
-
-def _cut(batch: Any, size: int, room: int) -> tuple[Any, int]:
-    if any(tensor.dim() == 0 or tensor.shape[0] != size for tensor in _tensors(batch)):
-        return batch, size
-    return _first_samples(batch, room), room
-
-
-def _first_samples(batch: Any, count: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[:count]
-    if isinstance(batch, Mapping):
-        return {key: _first_samples(value, count) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return [_first_samples(value, count) for value in batch]
-    return batch
-
-
-def describe(batch: Any) -> str:
-    """A batch in a few words: kinds, dtypes and shapes.
-
-    Args:
-        batch: Anything.
-
-    Returns:
-        For example ``"tuple of Tensor float32 [8, 4], Tensor int64 [8]"``.
-    """
-    if isinstance(batch, Tensor):
-        return f"Tensor {str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
-    if isinstance(batch, Mapping):
-        return f"mapping of {', '.join(f'{key}: {describe(value)}' for key, value in batch.items())}"
-    if isinstance(batch, (tuple, list)):
-        return f"{type(batch).__name__} of {', '.join(map(describe, batch))}"
-    return type(batch).__name__
+    def _count(self, part: Part) -> None:
+        self.samples += part.samples
+        self.held_out += part.samples * part.held_out
+        self.batches = part.index + 1
 
 
 def _progress_function(progress: bool | Progress) -> Progress:
@@ -269,3 +182,13 @@ def _unseen_finding(layer: str) -> Finding:
         "Calls that hold more than ValidationPass(sample_bytes=...) are not kept."
     )
     return Finding("not-calibrated", Severity.INFO, message, layer, remedy)
+
+
+def _fitted_finding(layer: str) -> Finding:
+    message = f"The output of layer {quoted([layer])} is measured on inputs that were fitted to, which flatters it."
+    return Finding("measured-on-fitted", Severity.INFO, message, layer, "Give more calibration samples.")
+
+
+def _waves_finding(waves: int, limit: int) -> Finding:
+    message = f"The data was run {waves} times, because statistics of all layers do not fit into {format_bytes(limit)}."
+    return Finding("calibrated-in-waves", Severity.INFO, message, remedy="Raise statistics_bytes to run it once.")

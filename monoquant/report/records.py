@@ -77,11 +77,14 @@ class CalibrationFacts:
         samples: Samples, the sum of the batches' leading dimensions.
         batches: Batches.
         unseen_layers: Layers whose inputs were asked for and that were never called.
+        held_out: Samples among them that nothing was fitted to, and outputs were measured on; 0 where nothing was
+            fitted, and all of them served to measure.
     """
 
     samples: int
     batches: int
     unseen_layers: tuple[str, ...] = ()
+    held_out: int = 0
 
 
 @attrs.frozen

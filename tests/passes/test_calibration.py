@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import monoquant as mq
+from monoquant.batches import describe
 from monoquant.observers import InputSample, RowSampler
-from monoquant.passes.calibration import describe
 
 
 class Log:

@@ -1,0 +1,91 @@
+"""From any matrix to the clean problem that algorithms solve, and back; what they return is checked here."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from monoquant.algorithms.base import Needs, Solution, WeightAlgorithm, WeightProblem
+from monoquant.errors import PassError
+from monoquant.numerics.affine import GroupCodes
+from monoquant.numerics.grouping import group_count
+from monoquant.values import Scheme
+
+_UNSEEN = 1e-4
+"""Importance of a column that calibration never used, relative to the mean: data to come may use it."""
+
+
+@attrs.frozen(eq=False)
+class InputStatistics:
+    """What is known of the inputs of a matrix.
+
+    Args:
+        samples: Input rows, > 0.
+        importance: ``E[x_j^2]``, ``[columns]``, >= 0 and not all zero.
+        hessian: ``E[x x^T]``, ``[columns, columns]``; None if it was not collected.
+    """
+
+    samples: int
+    importance: Tensor
+    hessian: Tensor | None = None
+
+
+def solve(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: InputStatistics | None = None) -> Solution:
+    """Choose the codes of a matrix.
+
+    Args:
+        algorithm: How.
+        matrix: ``[rows, columns]``, any real float dtype, finite.
+        scheme: Bits, group size, symmetry and scale dtype.
+        known: Statistics of its inputs; None if there are none.
+
+    Returns:
+        Codes of the matrix, without padding.
+
+    Raises:
+        PassError: When the algorithm returns what no packed matrix can hold.
+    """
+    width = scheme.width(matrix.shape[1])
+    missing = group_count(matrix.shape[1], width) * width - matrix.shape[1]
+    weight = functional.pad(matrix.to(torch.float64 if matrix.dtype == torch.float64 else torch.float32), (0, missing))
+    problem = WeightProblem(weight, width, scheme)
+    if known is not None and algorithm.needs:
+        problem = _with_statistics(problem, known, missing, algorithm.needs)
+    solution = algorithm.solve(problem)
+    wrong = _flaw(solution.codes, problem)
+    if wrong:
+        raise PassError(f"algorithm {algorithm.name!r} returned {wrong}: correct its solve()")
+    codes = solution.codes
+    return attrs.evolve(solution, codes=attrs.evolve(codes, codes=codes.codes[:, : matrix.shape[1]]))
+
+
+def _with_statistics(problem: WeightProblem, known: InputStatistics, missing: int, needs: Needs) -> WeightProblem:
+    importance = functional.pad(known.importance.to(problem.weight.device, torch.float32), (0, missing))
+    floor = importance.mean() * _UNSEEN
+    raised = importance.clamp_min(floor)
+    hessian = None
+    if needs is Needs.HESSIAN and known.hessian is not None:
+        hessian = functional.pad(known.hessian.to(problem.weight.device, torch.float32), (0, missing, 0, missing))
+        hessian.diagonal().copy_(raised)
+    return attrs.evolve(problem, importance=raised, hessian=hessian, samples=known.samples)
+
+
+def _flaw(codes: GroupCodes, problem: WeightProblem) -> str:
+    rows, columns = problem.weight.shape
+    groups = (rows, columns // problem.width)
+    shapes = (tuple(codes.codes.shape), tuple(codes.scale.shape), tuple(codes.zero_point.shape))
+    if shapes != ((rows, columns), groups, groups):
+        return f"shapes {shapes} for codes, scale and zero_point of a {rows} x {columns} matrix"
+    dtypes = (codes.codes.dtype, codes.scale.dtype, codes.zero_point.dtype)
+    if dtypes != (torch.uint8, problem.scheme.scale_dtype, torch.uint8):
+        return f"dtypes {dtypes} for codes, scale and zero_point"
+    largest = max(int(codes.codes.max()), int(codes.zero_point.max()))
+    if largest > problem.scheme.max_code:
+        return f"a code of {largest}, which is more than {problem.scheme.max_code}"
+    if not bool((torch.isfinite(codes.scale) & (codes.scale != 0)).all()):
+        return "scales that are zero, NaN or Inf"
+    if problem.scheme.symmetric and bool((codes.zero_point != problem.scheme.middle_code).any()):
+        return f"zero_points other than {problem.scheme.middle_code} in a symmetric scheme"
+    return ""

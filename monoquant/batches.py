@@ -1,0 +1,252 @@
+"""Batches of data, whatever their kind: how many samples they hold, how they are cut, how a model is run on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from monoquant.errors import InputError
+
+Forward = Callable[[nn.Module, Any], Any]
+HELD_OUT_OF = 8
+"""One sample of so many is kept apart where something is fitted to the others."""
+
+
+@attrs.frozen(eq=False)
+class Part:
+    """What a model is run on at once.
+
+    Args:
+        content: A batch, or some samples of one.
+        index: Number of the batch.
+        samples: Samples in the part.
+        held_out: Whether the part is kept apart from what is fitted to.
+        ends_batch: Whether the batch is done with it.
+    """
+
+    content: Any
+    index: int
+    samples: int
+    held_out: bool = False
+    ends_batch: bool = True
+
+
+@attrs.frozen(eq=False)
+class Batches:
+    """Data, and how much of it is used.
+
+    Args:
+        data: Batches.
+        most: Samples to use at most.
+        select: Position or key of a batch's part that is the model's input; None for all of it.
+        forward: Runs a model on a batch, whatever that is; None for the usual way.
+    """
+
+    data: Iterable[Any]
+    most: int
+    select: int | str | None = None
+    forward: Forward | None = None
+
+    def parts(self, *, hold_out: bool) -> Iterator[Part]:
+        """What to run a model on, in order; the last batch is cut to fit where it can be.
+
+        Args:
+            hold_out: Whether to keep one sample of HELD_OUT_OF apart: the last ones of each batch that can be cut, or
+                whole batches.
+
+        Raises:
+            InputError: For a batch that cannot be used, or data without any sample.
+        """
+        used = 0
+        for index, batch in enumerate(noting_failures(self.data)):
+            chosen = choose_input(batch, index, self.select)
+            size = batch_size(chosen, index, counts_items=self.forward is not None)
+            divisible = self.forward is None and is_divisible(chosen, size)
+            if divisible and size > self.most - used:
+                size = self.most - used
+                chosen = samples_of(chosen, 0, size)
+            yield from (
+                _split(chosen, index, size, used if divisible else None) if hold_out else [Part(chosen, index, size)]
+            )
+            used += size
+            if used >= self.most:
+                break
+        if not used:
+            raise InputError("calibration data holds no samples: it is empty, or a generator that was used up before")
+
+    def kept(self) -> Batches:
+        """The same, to be run any number of times; an iterator's batches are kept, as many as are used."""
+        if iter(self.data) is not self.data:
+            return self
+        batches, used = [], 0
+        for index, batch in enumerate(noting_failures(self.data)):
+            batches.append(batch)
+            used += batch_size(choose_input(batch, index, self.select), index, counts_items=self.forward is not None)
+            if used >= self.most:
+                break
+        return attrs.evolve(self, data=batches)
+
+
+def _split(batch: Any, index: int, size: int, before: int | None) -> Iterator[Part]:
+    if before is None:
+        yield Part(batch, index, size, held_out=index % HELD_OUT_OF == 1)
+        return
+    # The second sample is the first one held out, so that two samples suffice for both.
+    apart = (before + size + HELD_OUT_OF - 2) // HELD_OUT_OF - (before + HELD_OUT_OF - 2) // HELD_OUT_OF
+    if size > apart:
+        yield Part(samples_of(batch, 0, size - apart), index, size - apart, ends_batch=not apart)
+    if apart:
+        yield Part(samples_of(batch, size - apart, size), index, apart, held_out=True)
+
+
+def choose_input(batch: Any, index: int, select: int | str | None) -> Any:
+    """The part of a batch that a model is given.
+
+    Args:
+        batch: Anything.
+        index: Its number, for messages.
+        select: Position or key of the part; None for the whole batch.
+
+    Raises:
+        InputError: When the batch has no such part.
+    """
+    if select is None:
+        return batch
+    try:
+        chosen = batch[select]
+    except (TypeError, IndexError, KeyError) as error:
+        message = f"calibration batch {index} ({describe(batch)}) has no item {select!r}; correct select="
+        raise InputError(message) from error
+    return chosen
+
+
+def run_model(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> Any:
+    """Run a model on a batch: a mapping gives named arguments, a tuple or list positional ones.
+
+    Args:
+        model: The model.
+        batch: What it is given.
+        index: The batch's number, for messages.
+        forward: ``forward(model, batch)`` runs it instead; None for the above.
+
+    Returns:
+        The model's answer, or the function's.
+
+    Raises:
+        InputError: When the model fails on it.
+    """
+    try:
+        if forward is not None:
+            return forward(model, batch)
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+    except torch.OutOfMemoryError as error:
+        error.add_note(f"while running calibration batch {index} ({describe(batch)})")
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the model failed on calibration batch {index} ({describe(batch)}): {type(error).__name__}: {error}; "
+            "if a batch holds more than the input, give select=0 or a forward(model, batch) function"
+        ) from error
+
+
+def noting_failures(data: Iterable[Any]) -> Iterator[Any]:
+    """The batches of data; an exception that the data raises says so.
+
+    Args:
+        data: Batches.
+    """
+    batches = iter(data)
+    index = 0
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            error.add_note(f"raised by the calibration data itself, before batch {index}")
+            raise
+        yield batch
+        index += 1
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, (tuple, list)):
+        for value in batch:
+            yield from _tensors(value)
+
+
+def batch_size(batch: Any, index: int, *, counts_items: bool) -> int:
+    """Samples in a batch: the leading dimension of its first tensor.
+
+    Args:
+        batch: Anything.
+        index: Its number, for messages.
+        counts_items: Whether a batch without tensors counts its items, texts say.
+
+    Raises:
+        InputError: When it holds nothing to count.
+    """
+    sizes = [tensor.shape[0] for tensor in _tensors(batch) if tensor.dim()]
+    if not sizes and counts_items:  # texts, say, that forward() turns into tensors
+        return len(batch) if isinstance(batch, Sized) else 1
+    if not sizes:
+        raise InputError(
+            f"calibration batch {index} is {describe(batch)}: give tensors with a leading sample dimension"
+        )
+    return sizes[0]
+
+
+def is_divisible(batch: Any, size: int) -> bool:
+    """Whether a batch can be cut by samples: all its tensors count the same ones.
+
+    Args:
+        batch: Anything.
+        size: Its samples.
+    """
+    return all(tensor.dim() > 0 and tensor.shape[0] == size for tensor in _tensors(batch))
+
+
+def samples_of(batch: Any, start: int, stop: int) -> Any:
+    """Some samples of a batch.
+
+    Args:
+        batch: One that is divisible.
+        start: The first sample.
+        stop: One past the last.
+    """
+    if isinstance(batch, Tensor):
+        return batch[start:stop]
+    if isinstance(batch, Mapping):
+        return {key: samples_of(value, start, stop) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [samples_of(value, start, stop) for value in batch]
+    return batch
+
+
+def describe(batch: Any) -> str:
+    """A batch in a few words: kinds, dtypes and shapes.
+
+    Args:
+        batch: Anything.
+
+    Returns:
+        For example ``"tuple of Tensor float32 [8, 4], Tensor int64 [8]"``.
+    """
+    if isinstance(batch, Tensor):
+        return f"Tensor {str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return f"mapping of {', '.join(f'{key}: {describe(value)}' for key, value in batch.items())}"
+    if isinstance(batch, (tuple, list)):
+        return f"{type(batch).__name__} of {', '.join(map(describe, batch))}"
+    return type(batch).__name__

@@ -1,0 +1,1 @@
+"""What calibration learns of the inputs that weights are multiplied with."""

@@ -1,0 +1,196 @@
+"""Moments of the inputs of many weights at once; weights that meet the very same inputs share one."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from monoquant.statistics.moments import Moments
+from monoquant.statistics.watch import Block, WatchedWeight
+
+_RECENT = 4
+"""So many input tensors are kept alive to recognize them when the next weight meets them."""
+
+
+@attrs.frozen(eq=False)
+class RowStatistics:
+    """What is known of the inputs of some rows of a weight.
+
+    Args:
+        start: First row of the weight as a matrix.
+        stop: One past the last row.
+        moments: Of their inputs; the same object for all rows, of whatever weights, that meet the same inputs.
+    """
+
+    start: int
+    stop: int
+    moments: Moments
+
+
+@attrs.define(eq=False)
+class _Inputs:
+    """The inputs that some blocks have in common, as far as has been seen."""
+
+    moments: Moments
+    members: set[Block] = attrs.field(factory=set)
+    pending: Tensor | None = None
+    version: int | None = None
+    held_out: bool = False
+    confirmed: set[Block] = attrs.field(factory=set)
+    first: bool = True
+
+    def is_pending(self, inputs: Tensor) -> bool:
+        """Whether the tensor is the one that came last: the same elements of a memory that was not written to since."""
+        known = self.pending
+        return (
+            known is not None
+            and self.version is not None
+            and _same_memory(known, inputs)
+            and (known.storage_offset(), known.stride(), known.shape)
+            == (inputs.storage_offset(), inputs.stride(), inputs.shape)
+            and _version(inputs) == self.version
+        )
+
+    def take(self, block: Block, inputs: Tensor, held_out: bool) -> None:
+        self.pending, self.version, self.held_out, self.confirmed = inputs, _version(inputs), held_out, {block}
+
+    def settle(self) -> None:
+        """Count the pending tensor in."""
+        if self.pending is None:
+            return
+        (self.moments.hold_out if self.held_out else self.moments.add)(self.pending)
+        self.pending, self.first = None, False
+
+
+class MomentCollector:
+    """Receives products from a ProductWatch.
+
+    Args:
+        full: Whether all of H is wanted, by layer and name of the weight.
+
+    Attributes:
+        held_out: Whether what comes now is kept apart from the sums; set by who runs the model.
+    """
+
+    def __init__(self, full: Mapping[tuple[str, str], bool]) -> None:
+        self._full = full
+        self._inputs: dict[Block, _Inputs] = {}
+        self._recent: deque[_Inputs] = deque()
+        self.held_out = False
+
+    def receive(self, block: Block, inputs: Tensor, shared: bool) -> None:
+        """Count the inputs of a product in.
+
+        Args:
+            block: Which rows of which weight are multiplied.
+            inputs: ``[n, columns]``.
+            shared: Whether other weights may be given the very same tensor; False for one that was computed for this
+                block alone.
+        """
+        common = self._inputs.get(block)
+        if common is None:
+            common = self._join(block, inputs)
+        elif block in common.confirmed or common.pending is None:
+            self._settle(common)
+        elif not common.is_pending(inputs) or common.held_out != self.held_out:
+            common = self._part(block, common)
+        if block in common.members and common.pending is not None and common.is_pending(inputs):
+            common.confirmed.add(block)
+            return
+        common.take(block, inputs, self.held_out)
+        self._remember(common, keep=shared)
+
+    def about_to_change(self, tensor: Tensor) -> None:
+        """Count inputs in before they are written to.
+
+        Args:
+            tensor: What will be written to.
+        """
+        for common in [one for one in self._recent if one.pending is not None and _same_memory(one.pending, tensor)]:
+            self._settle(common)
+
+    def _join(self, block: Block, inputs: Tensor) -> _Inputs:
+        full = self._full[block.layer, block.weight]
+        for common in self._recent:
+            same_kind = common.moments.full == full and common.held_out == self.held_out
+            if common.first and same_kind and common.is_pending(inputs):
+                break
+        else:
+            common = _Inputs(Moments(inputs.shape[1], full=full))
+        common.members.add(block)
+        self._inputs[block] = common
+        return common
+
+    def _part(self, block: Block, common: _Inputs) -> _Inputs:
+        """Let a block go its own way from now on: it was given other inputs than those it has shared so far."""
+        own = _Inputs(common.moments.copied(), {block}, first=False)
+        common.members.discard(block)
+        self._inputs[block] = own
+        return own
+
+    def _settle(self, common: _Inputs) -> None:
+        """Count pending inputs in; blocks that have not met them part before."""
+        if common.pending is not None:
+            for block in common.members - common.confirmed:
+                self._part(block, common)
+        common.settle()
+
+    def _remember(self, common: _Inputs, *, keep: bool) -> None:
+        if common in self._recent:
+            self._recent.remove(common)
+        if not keep:
+            self._settle(common)
+            return
+        self._recent.append(common)
+        if len(self._recent) > _RECENT:
+            self._settle(self._recent.popleft())
+
+    def finish(self, weights: Iterable[WatchedWeight]) -> dict[tuple[str, str], list[RowStatistics]]:
+        """What was seen, once the data is at its end.
+
+        Args:
+            weights: The weights that were watched.
+
+        Returns:
+            By layer and name of the weight: disjoint ranges of rows in order, those whose inputs were seen.
+        """
+        for common in list(self._inputs.values()):
+            self._settle(common)
+        self._recent.clear()
+        found: dict[tuple[str, str], list[RowStatistics]] = {}
+        for one in weights:
+            blocks = {block: common.moments for block, common in self._inputs.items() if _is_of(block, one)}
+            found[one.layer, one.name] = _disjoint(blocks)
+        return found
+
+
+def _is_of(block: Block, weight: WatchedWeight) -> bool:
+    return (block.layer, block.weight) == (weight.layer, weight.name)
+
+
+def _disjoint(blocks: Mapping[Block, Moments]) -> list[RowStatistics]:
+    """Cut ranges of rows at each other's ends; where several cover a row, it has met the inputs of all of them."""
+    cuts = sorted({end for block in blocks for end in (block.start, block.stop)})
+    parts = []
+    for start, stop in itertools.pairwise(cuts):
+        covering = [moments for block, moments in blocks.items() if block.start <= start and stop <= block.stop]
+        if covering:
+            total = covering[0]
+            for other in covering[1:]:
+                total = total.merged(other)
+            parts.append(RowStatistics(start, stop, total))
+    return parts
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    strided = one.layout == other.layout == torch.strided and not one.is_nested and not other.is_nested
+    return strided and one.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
