@@ -51,6 +51,7 @@ class QuantContext:
         statistics: Those moments; use :meth:`input_statistics`. (written by CalibrationPass; read by packing passes)
         calibration: Facts about the data. (written by CalibrationPass; read by the report)
         packed: Packed layers by name. (written by packing passes; read by ValidationPass and Quantizer)
+        algorithms: What chose the codes, by layer name. (written by packing passes; read by the report)
         measurements: Damage by layer name. (written by ValidationPass; read by the report)
         validation: Totals and failed checks. (written by ValidationPass; read by the report)
         findings: What a person should know. (written by all passes; read by the report)
@@ -69,6 +70,7 @@ class QuantContext:
     statistics: StatisticsStore | None = attrs.field(default=None, init=False)
     calibration: CalibrationFacts | None = attrs.field(default=None, init=False)
     packed: dict[str, PackedLayer] = attrs.field(factory=dict, init=False)
+    algorithms: dict[str, str] = attrs.field(factory=dict, init=False)
     measurements: dict[str, Measurement] = attrs.field(factory=dict, init=False)
     validation: ValidationResult | None = attrs.field(default=None, init=False)
     findings: list[Finding] = attrs.field(factory=list, init=False)
@@ -307,7 +309,7 @@ class QuantContext:
             name: Which of its weights.
             full: True: all second moments. False: their diagonal.
         """
-        key = self._leading(layer, name)
+        key = self.leading(layer, name)
         self.wanted_moments[key] = full or self.wanted_moments.get(key, False)
 
     def watched_weights(self) -> list[WatchedWeight]:
@@ -331,10 +333,28 @@ class QuantContext:
         Returns:
             Disjoint ranges of the weight's rows as a matrix; rows that never met inputs are in none.
         """
-        return () if self.statistics is None else self.statistics.of(self._leading(layer, name))
+        return () if self.statistics is None else self.statistics.of(self.leading(layer, name))
 
-    def _leading(self, layer: str, name: str) -> tuple[str, str]:
-        """The one that stands for all weights that are tied to a weight."""
+    def note_algorithm(self, layer: str, name: str) -> None:
+        """Remember what chose a layer's codes; several for a layer of several weights.
+
+        Args:
+            layer: Its name.
+            name: Of the algorithm, as reports show it.
+        """
+        known = self.algorithms.get(layer)
+        self.algorithms[layer] = name if known in (None, name) else f"{known} and {name}"
+
+    def leading(self, layer: str, name: str) -> tuple[str, str]:
+        """The one that stands for all weights that are tied to a weight.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+            name: Which of its weights.
+
+        Returns:
+            Layer and name of the first of them in model order.
+        """
         order = {layer.name: index for index, layer in enumerate(self.layers)}
         return min(self.tied_weights(layer, name), key=lambda pair: order[pair[0]])
 

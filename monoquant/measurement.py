@@ -48,13 +48,16 @@ class Measurement:
         )
 
 
-def measure_weight(original: Tensor, packed: PackedWeight, inputs: Tensor | None = None) -> Measurement:
+def measure_weight(
+    original: Tensor, packed: PackedWeight, inputs: Tensor | None = None, correction: Tensor | None = None
+) -> Measurement:
     """Compare a packed weight with the float one, a few rows at a time.
 
     Args:
         original: The float weight in its own shape, any real float dtype.
         packed: The same weight, packed.
         inputs: ``[n, columns]`` sampled inputs of its product, or None.
+        correction: ``[rows]``, what its bias gained; None for nothing.
 
     Returns:
         Energies of weight and output; non-finite values give a nan SQNR.
@@ -69,7 +72,10 @@ def measure_weight(original: Tensor, packed: PackedWeight, inputs: Tensor | None
         approximation = packed.dequantized_rows(rows).to(working)
         weight += measure(reference, approximation)
         if seen is not None:
-            output += energy_of(seen @ reference.T, seen @ (reference - approximation).T)
+            noise = seen @ (reference - approximation).T
+            if correction is not None:
+                noise -= correction[rows].to(noise)
+            output += energy_of(seen @ reference.T, noise)
     standard = gaussian_reference(packed.scheme, packed.columns).times(packed.rows)
     return Measurement(weight, standard, output, len(seen)) if seen is not None else Measurement(weight, standard)
 

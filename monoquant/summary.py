@@ -122,6 +122,7 @@ def _layer_report(layer: Layer, context: QuantContext) -> LayerReport:
         weights=decision.weights,
         matrices=() if packed is None else tuple((one.rows, one.columns) for one in packed.weights.values()),
         compute=decision.compute,
+        algorithm=context.algorithms.get(layer.name, ""),
         weight_sqnr_db=measurement.weight.sqnr_db if measurement else None,
         reference_sqnr_db=measurement.reference.sqnr_db if measurement else None,
         output_sqnr_db=output.sqnr_db if output else None,

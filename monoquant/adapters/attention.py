@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from monoquant.adapters.base import ModuleAdapter, Obstacle
+from monoquant.adapters.base import ModuleAdapter, Obstacle, plain_bias
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.values import AnyScheme
 
@@ -22,6 +22,9 @@ class AttentionAdapter(ModuleAdapter):
     def forms(self, module: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, MatrixForm] | Obstacle:
         found = {name: MatrixForm.rows_first(weights[name].shape) for name in _PROJECTIONS if name in weights}
         return found or Obstacle("it has none of the projections of an nn.MultiheadAttention")
+
+    def bias_of(self, module: nn.Module, weight: str) -> str | None:
+        return plain_bias(module, "in_proj_bias") if weight == "in_proj_weight" else None
 
     def compute(self, module: nn.Module, scheme: AnyScheme) -> str:
         return "dequantizes {size} each time torch reads it, some times in a call"

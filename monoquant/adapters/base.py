@@ -37,6 +37,21 @@ class ModuleAdapter(abc.ABC):
     takes_rows = False
     """Whether a call is one product of the last axis of its input with one weight, as in a Linear."""
 
+    multiplies = True
+    """Whether inputs are multiplied with the weights; False where rows are looked up."""
+
+    def bias_of(self, module: nn.Module, weight: str) -> str | None:
+        """The parameter that is added to a weight's product, one number per row of the weight as a matrix.
+
+        Args:
+            module: A module that can be packed.
+            weight: Name of one of its weights.
+
+        Returns:
+            Its name; None (default) where there is none, or where that is not known.
+        """
+        return None
+
     def read_by_owner(self, module: nn.Module) -> bool:
         """Whether the module that contains this one reads its weight instead of calling it.
 
@@ -137,3 +152,13 @@ def has_own_forward(module: nn.Module, known: type[nn.Module]) -> bool:
     """
     kind = type(module)
     return kind.forward is not known.forward or "forward" in vars(module) or kind.__call__ is not nn.Module.__call__
+
+
+def plain_bias(module: nn.Module, name: str = "bias") -> str | None:
+    """The name of a parameter that a module holds itself; None where it has none, or where something computes it.
+
+    Args:
+        module: The module.
+        name: Of the parameter; default ``"bias"``.
+    """
+    return name if module._parameters.get(name) is not None else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from monoquant.adapters.base import ModuleAdapter, Obstacle
+from monoquant.adapters.base import ModuleAdapter, Obstacle, plain_bias
 from monoquant.numerics.matrix_form import MatrixForm
 
 
@@ -24,3 +24,6 @@ class ConvolutionAdapter(ModuleAdapter):
         if module.transposed:
             return {"weight": MatrixForm.transposed_convolution(weight.shape, int(module.groups))}  # type: ignore[arg-type]  # an int
         return {"weight": MatrixForm.rows_first(weight.shape)}
+
+    def bias_of(self, module: nn.Module, weight: str) -> str | None:
+        return plain_bias(module)

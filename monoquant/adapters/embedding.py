@@ -16,6 +16,8 @@ from monoquant.values import AnyScheme
 class EmbeddingAdapter(ModuleAdapter):
     """Tables of which only the rows that are looked up are dequantized."""
 
+    multiplies = False
+
     def claims(self, module: nn.Module) -> bool:
         return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from monoquant.adapters.base import ModuleAdapter, Obstacle, has_own_forward
+from monoquant.adapters.base import ModuleAdapter, Obstacle, has_own_forward, plain_bias
 from monoquant.modules.integer_compute import Int8Dynamic, Int8Static
 from monoquant.modules.linear import (
     HalfLinear,
@@ -53,6 +53,9 @@ class LinearAdapter(ModuleAdapter):
     def compute(self, module: nn.Module, scheme: AnyScheme) -> str:
         return _compute(scheme) or super().compute(module, scheme)
 
+    def bias_of(self, module: nn.Module, weight: str) -> str | None:
+        return plain_bias(module)
+
     def read_by_owner(self, module: nn.Module) -> bool:
         return isinstance(module, NonDynamicallyQuantizableLinear)
 
@@ -75,6 +78,9 @@ class TransposedLinearAdapter(ModuleAdapter):
         if weight is None or weight.dim() != 2:
             return Obstacle("Conv1D has no 2-D weight of its own", "store the weight as a Parameter")
         return {"weight": MatrixForm.along(weight.shape, 0)}
+
+    def bias_of(self, module: nn.Module, weight: str) -> str | None:
+        return plain_bias(module)
 
     def mixin(self, module: nn.Module, scheme: AnyScheme) -> type[PackedModule]:
         if isinstance(scheme, HalfScheme) or scheme.activations is None:

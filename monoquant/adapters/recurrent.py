@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from monoquant.adapters.base import ModuleAdapter, Obstacle
+from monoquant.adapters.base import ModuleAdapter, Obstacle, plain_bias
 from monoquant.modules.packed_module import PackedModule
 from monoquant.modules.recurrent import PackedRecurrent
 from monoquant.numerics.matrix_form import MatrixForm
@@ -24,6 +24,9 @@ class RecurrentAdapter(ModuleAdapter):
         if not matrices:
             return Obstacle(f"{type(module).__name__} has no weights of its own", "store the weights as Parameters")
         return {name: MatrixForm.rows_first(weight.shape) for name, weight in matrices.items()}
+
+    def bias_of(self, module: nn.Module, weight: str) -> str | None:
+        return plain_bias(module, weight.replace("weight", "bias", 1))
 
     def mixin(self, module: nn.Module, scheme: AnyScheme) -> type[PackedModule]:
         return PackedRecurrent if isinstance(module, nn.RNNBase) else PackedModule

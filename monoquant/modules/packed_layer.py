@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
-from torch import nn
+from torch import Tensor, nn
 
 from monoquant.modules.packed_module import PackedModule, become_packed
 from monoquant.modules.packed_weight import PackedWeight
@@ -19,6 +19,7 @@ class PackedLayer:
         weights: Packed weights by parameter name; the same object for weights that are tied.
         mixin: What the module's class is combined with.
         extras: Further submodules by name.
+        biases: Float parameters of the module that take new values, by name.
         digests: What ``digest()`` of each weight must be, taken from the codes before they were packed.
     """
 
@@ -26,6 +27,7 @@ class PackedLayer:
     mixin: type[PackedModule] = PackedModule
     extras: Mapping[str, nn.Module] = attrs.field(factory=dict)
     digests: Mapping[str, str] = attrs.field(factory=dict)
+    biases: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     def put_into(self, module: nn.Module) -> None:
         """Turn the float module into the packed one, in place.
@@ -34,6 +36,8 @@ class PackedLayer:
             module: The layer's module.
         """
         become_packed(module, self.mixin, self.weights, self.extras)
+        changed = {name: _replaced(module._parameters[name], value) for name, value in self.biases.items()}
+        module._parameters = {**module._parameters, **changed}
 
     def detached(self, module: nn.Module) -> nn.Module:
         """The packed module, beside a float one that is left alone; it shares all that is not packed.
@@ -55,6 +59,11 @@ class PackedLayer:
         twin = _shallow_copy(owner)
         twin._modules = {**owner._modules, name: self.detached(owner.get_submodule(name))}
         return twin
+
+
+def _replaced(parameter: nn.Parameter | None, value: Tensor) -> nn.Parameter:
+    trainable = parameter is not None and parameter.requires_grad
+    return nn.Parameter(value, requires_grad=trainable)
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:

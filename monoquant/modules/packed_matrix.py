@@ -119,6 +119,29 @@ class PackedMatrix(PackedWeight):
             _hash_codes(intended, codes)
         return packed, intended.hexdigest()
 
+    @classmethod
+    def from_codes(
+        cls, codes: GroupCodes, scheme: Scheme, form: MatrixForm, dtype: torch.dtype
+    ) -> tuple[PackedMatrix, str]:
+        """Pack codes that were chosen already.
+
+        Args:
+            codes: Of the whole matrix.
+            scheme: Bits, group size, symmetry and scale dtype.
+            form: How the weight is a matrix.
+            dtype: dtype of the weight when dequantized.
+
+        Returns:
+            The packed matrix, and the digest of what it must unpack to.
+        """
+        packed = cls(form.rows, form.columns, scheme, dtype=dtype, device=codes.codes.device, form=form)
+        intended = hashlib.sha256()
+        for rows in row_chunks(form.rows, form.columns):
+            part = GroupCodes(codes.codes[rows], codes.scale[rows], codes.zero_point[rows])
+            packed.write_rows(rows, part)
+            _hash_codes(intended, part)
+        return packed, intended.hexdigest()
+
     def write_rows(self, rows: slice, codes: GroupCodes) -> None:
         """Store codes and their parameters for a range of rows.
 

@@ -1,16 +1,34 @@
-"""Pack weights to group-wise INT4 by round-to-nearest."""
+"""Pack weights to group-wise INT4."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import torch
+from torch import Tensor
 
+from monoquant.algorithms.base import Needs, WeightAlgorithm
+from monoquant.algorithms.choice import algorithm_named
+from monoquant.algorithms.gptq import Gptq
+from monoquant.algorithms.round_to_nearest import RoundToNearest
+from monoquant.context import QuantContext
+from monoquant.errors import ConfigError, require_flag
+from monoquant.fitting import Fit, Fitter
 from monoquant.passes.code_pack import refuse_large_scales
-from monoquant.passes.pack import PackPass
-from monoquant.values import Scheme
+from monoquant.passes.pack import PackPass, Represent, Represented
+from monoquant.values import AnyScheme, Scheme
+
+AUTO = "auto"
+
+
+def _chosen(given: Any) -> WeightAlgorithm | None:
+    return None if given is None or given == AUTO else algorithm_named(given)
+
+
+def _check_flag(_instance: Any, attribute: Any, value: Any) -> None:
+    require_flag(attribute.name, value)
 
 
 @attrs.frozen
@@ -21,6 +39,11 @@ class Int4PackPass(PackPass):
         group_size: Input features per group, >= 1; default 128. Ragged last groups are fine. None: a whole row.
         symmetric: False (default): codes 0..15 with a zero_point per group. True: codes -8..7.
         scale_dtype: torch.float16 (default), torch.bfloat16 or torch.float32.
+        algorithm: How codes are chosen: ``"round_to_nearest"``; ``"clip_search"`` and ``"gptq"``, which fit them to
+            calibration data; or a WeightAlgorithm of your own. ``"auto"`` (default): gptq where there is a
+            CalibrationPass, round_to_nearest elsewhere.
+        correct_bias: Whether biases make up for what the error of a weight adds to its product on average, where
+            calibration saw its inputs; default True.
     """
 
     single: ClassVar[bool] = True
@@ -28,6 +51,8 @@ class Int4PackPass(PackPass):
     group_size: int | None = 128
     symmetric: bool = False
     scale_dtype: torch.dtype = torch.float16
+    algorithm: WeightAlgorithm | None = attrs.field(default=None, converter=_chosen)
+    correct_bias: bool = attrs.field(default=True, validator=_check_flag)
 
     def __attrs_post_init__(self) -> None:
         _ = self.scheme  # refuses bad settings now rather than in the run
@@ -39,3 +64,40 @@ class Int4PackPass(PackPass):
     def refuse_extremes(self, ranges: Sequence[tuple[str, float]]) -> None:
         super().refuse_extremes(ranges)
         refuse_large_scales(ranges, self.scheme)
+
+    def prepare(self, context: QuantContext) -> None:
+        super().prepare(context)
+        needs = Gptq.needs if self.algorithm is None else self.algorithm.needs
+        for layer in self.mine(context):
+            if needs and context.packable(layer.name).adapter.multiplies:
+                for name in context.weight_names(layer.name):
+                    context.want_moments(layer.name, name, full=needs is Needs.HESSIAN)
+
+    def requires(self, context: QuantContext) -> None:
+        if self.algorithm is not None and self.algorithm.needs and context.statistics is None:
+            raise ConfigError(
+                f"algorithm {self.algorithm.name!r} fits codes to data: put a CalibrationPass before Int4PackPass, or "
+                "choose 'round_to_nearest' or 'auto'"
+            )
+
+    def representation(self, context: QuantContext) -> Represent:
+        fitted: WeightAlgorithm = self.algorithm or (RoundToNearest() if context.statistics is None else Gptq())
+        own = {layer.name: context.plan[layer.name].scheme for layer in self.mine(context)}
+        fitter = Fitter(fitted, context, lambda layer, scheme: own.get(layer) == scheme)
+
+        def represent(layer: str, name: str, scheme: AnyScheme) -> Represented:
+            fit = fitter.fit(layer, name, scheme if isinstance(scheme, Scheme) else self.scheme)
+            context.report(fit.findings)
+            context.note_algorithm(layer, fit.algorithm)
+            return Represented(fit.weight, fit.digest, self._biases(layer, name, fit, context))
+
+        return represent
+
+    def _biases(self, layer: str, name: str, fit: Fit, context: QuantContext) -> dict[str, Tensor]:
+        module = context.module(layer)
+        bias = context.packable(layer).adapter.bias_of(module, name)
+        held = None if bias is None else module._parameters[bias]
+        if not self.correct_bias or bias is None or held is None or fit.shift is None:
+            return {}
+        shared = sum(held is other for one in context.model.modules() for other in one._parameters.values()) > 1
+        return {} if shared else {bias: (held.detach() - fit.shift.to(held.device)).to(held.dtype)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import attrs
@@ -26,6 +26,25 @@ from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.report.table import format_bytes
 from monoquant.source import own_parameters, tensor_identity
 from monoquant.values import Action, AnyScheme, Decision, Finding, Layer, Scheme, Severity
+
+
+@attrs.frozen(eq=False)
+class Represented:
+    """A packed weight.
+
+    Args:
+        weight: Itself.
+        digest: Of its codes, taken before they were packed.
+        biases: Float parameters of its module that take new values along with it, by name.
+    """
+
+    weight: PackedWeight
+    digest: str
+    biases: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+
+Represent = Callable[[str, str, AnyScheme], Represented]
+"""From the name of a layer, that of one of its weights and a scheme to the packed weight."""
 
 
 @attrs.frozen
@@ -131,17 +150,34 @@ class PackPass(Pass):
             raise InputError(f"weights with NaN or Inf: {quoted(layers)}; repair the model or skip them", layers=layers)
 
     def run(self, context: QuantContext) -> None:
+        represent = self.representation(context)
         for layer in self.mine(context):
-            scheme, packable = self._scheme_of(layer, context), context.packable(layer.name)
+            scheme, packable = context.plan[layer.name].scheme or self.scheme, context.packable(layer.name)
             weights: dict[str, PackedWeight] = {}
             digests: dict[str, str] = {}
+            biases: dict[str, Tensor] = {}
             for name in context.weight_names(layer.name):
-                weights[name], digests[name] = _packed(layer.name, name, packable.forms[name], scheme, context)
+                twin = _twin(layer.name, name, packable.forms[name], scheme, context)
+                found = twin or represent(layer.name, name, scheme)
+                weights[name], digests[name] = found.weight, found.digest
+                biases.update(found.biases)
+                if twin is None:
+                    _adjust(found.weight, layer.name, name, context)
             mixin = packable.adapter.mixin(context.module(layer.name), scheme)
-            context.packed[layer.name] = PackedLayer(weights, mixin, self.extras(layer, weights, context), digests)
+            extras = self.extras(layer, weights, context)
+            context.packed[layer.name] = PackedLayer(weights, mixin, extras, digests, biases)
 
-    def _scheme_of(self, layer: Layer, context: QuantContext) -> AnyScheme:
-        return context.plan[layer.name].scheme or self.scheme
+    def representation(self, context: QuantContext) -> Represent:
+        """What turns one weight into a packed one; rounding to nearest, unless a subclass knows better.
+
+        Args:
+            context: Shared state.
+        """
+
+        def represent(layer: str, name: str, scheme: AnyScheme) -> Represented:
+            return Represented(*pack_weight(context.weight(layer, name), scheme, context.packable(layer).forms[name]))
+
+        return represent
 
     def extras(
         self, layer: Layer, weights: Mapping[str, PackedWeight], context: QuantContext
@@ -174,20 +210,20 @@ def range_of(weight: Tensor) -> float:
     return float(high.double().clamp_min(0) - low.double().clamp_max(0)) if low == low else math.nan
 
 
-def _packed(
-    layer: str, name: str, form: MatrixForm, scheme: AnyScheme, context: QuantContext
-) -> tuple[PackedWeight, str]:
-    weight = context.weight(layer, name)
+def _twin(layer: str, name: str, form: MatrixForm, scheme: AnyScheme, context: QuantContext) -> Represented | None:
+    """The packed weight of a layer that this one is tied to."""
     for other, key in context.tied_weights(layer, name)[1:]:
         twin = context.packed.get(other)
         # Integer products need the rows where they are; other layers take a shared weight in any form.
         if twin is not None and (twin.weights[key].form == form or not _multiplies_integers(scheme)):
-            return twin.weights[key], twin.digests[key]
-    packed, digest = pack_weight(weight, scheme, form)
+            return Represented(twin.weights[key], twin.digests[key])
+    return None
+
+
+def _adjust(packed: PackedWeight, layer: str, name: str, context: QuantContext) -> None:
     packed.dtype = context.original_weight(layer, name).dtype
     packed.was_trainable = is_trainable(context.module(layer), name)
     context.report(_underflow(layer, packed))
-    return packed, digest
 
 
 def _growth(layer: str, packable: Packable, scheme: AnyScheme, context: QuantContext) -> Obstacle | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import attrs
+from torch import Tensor
 
 from monoquant.context import QuantContext
 from monoquant.errors import PassError, ValidationError, quoted
@@ -107,7 +108,10 @@ class ValidationPass(Pass):
         originals = {name: context.original_weight(layer, name) for name in packed.weights}
         product_inputs = None if in_integers else sample
         measured = sum(
-            (measure_weight(originals[name], weight, product_inputs) for name, weight in packed.weights.items()),
+            (
+                measure_weight(originals[name], weight, product_inputs, _correction(layer, name, context))
+                for name, weight in packed.weights.items()
+            ),
             Measurement(),
         )
         if sample is not None and in_integers:
@@ -118,6 +122,14 @@ class ValidationPass(Pass):
             output, rows = _measure_calls(packed, where, layer, observer, context)
             return attrs.evolve(measured, output=output, rows=rows)
         return measured
+
+
+def _correction(layer: str, name: str, context: QuantContext) -> Tensor | None:
+    """What the bias of a product gained."""
+    module, biases = context.module(layer), context.packed[layer].biases
+    bias = context.packable(layer).adapter.bias_of(module, name) if biases else None
+    held = None if bias is None else module._parameters[bias]
+    return None if bias is None or held is None else biases[bias].double() - held.detach().double()
 
 
 def _measure_calls(

@@ -29,6 +29,7 @@ class LayerReport:
         weights: Names of the packed parameters; empty if it stayed float.
         matrices: Rows and columns of each packed parameter as a matrix; empty if it stayed float.
         compute: How the packed layer runs.
+        algorithm: What chose its codes; empty where nothing was chosen.
         weight_sqnr_db: SQNR of the weight in dB; None if not measured.
         reference_sqnr_db: What the same scheme reaches on Gaussian weights, in dB.
         output_sqnr_db: SQNR of the layer's output on calibration inputs in dB; None if none were seen.
@@ -52,6 +53,7 @@ class LayerReport:
     weights: tuple[str, ...] = ()
     matrices: tuple[tuple[int, int], ...] = ()
     compute: str = ""
+    algorithm: str = ""
     weight_sqnr_db: float | None = None
     reference_sqnr_db: float | None = None
     output_sqnr_db: float | None = None

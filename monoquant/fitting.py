@@ -1,0 +1,246 @@
+"""Choose the codes of a layer's weights by an algorithm, with what calibration learned of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from monoquant.algorithms.base import Needs, WeightAlgorithm
+from monoquant.algorithms.clean import InputStatistics, solve
+from monoquant.algorithms.round_to_nearest import RoundToNearest
+from monoquant.context import QuantContext
+from monoquant.errors import quoted
+from monoquant.modules.packed_matrix import PackedMatrix
+from monoquant.numerics.affine import GroupCodes, dequantize
+from monoquant.numerics.metrics import Energy, energy_of
+from monoquant.statistics.collector import RowStatistics
+from monoquant.statistics.moments import Moments
+from monoquant.values import Finding, Scheme, Severity
+
+FEWEST_ROWS = 16
+"""With fewer input rows than this there is nothing to fit to."""
+_NEAREST = RoundToNearest()
+
+
+@attrs.frozen(eq=False)
+class Fit:
+    """Codes of one weight, packed.
+
+    Args:
+        weight: The packed weight.
+        digest: Of the codes, taken before they were packed.
+        algorithm: What chose them, for the report.
+        shift: float32 ``[rows]``, what the error of the weight adds to the product on average; a bias without it makes
+            the mean of the output exact. None if inputs are not known.
+        findings: What a person should know.
+    """
+
+    weight: PackedMatrix
+    digest: str
+    algorithm: str
+    shift: Tensor | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+@attrs.frozen
+class _Fallback:
+    """Why codes are round_to_nearest's instead."""
+
+    reason: str
+    remedy: str
+
+
+_UNSEEN = _Fallback("calibration never multiplied it with anything", "Use data that reaches it.")
+
+
+@attrs.frozen(eq=False)
+class _Rows:
+    """Codes of some rows, and what became of them."""
+
+    codes: GroupCodes
+    shift: Tensor
+    fallback: _Fallback | None = None
+
+    def __len__(self) -> int:
+        return len(self.codes.codes)
+
+    def cut(self, start: int, stop: int) -> _Rows:
+        return _Rows(_rows_of(self.codes, slice(start, stop)), self.shift[start:stop], self.fallback)
+
+
+Peers = Callable[[str, Scheme], bool]
+"""Whether a layer, given by name, will be fitted with a scheme as well."""
+
+
+class Fitter:
+    """Fits weights one by one; those that meet the same inputs are solved together, and the others' codes kept.
+
+    Args:
+        algorithm: How codes are chosen.
+        context: Of the run; statistics must have been collected.
+        peers: Tells which layers will be asked for.
+    """
+
+    def __init__(self, algorithm: WeightAlgorithm, context: QuantContext, peers: Peers) -> None:
+        self._algorithm, self._context, self._peers = algorithm, context, peers
+        self._solved: dict[tuple[str, str, int, Scheme], _Rows] = {}
+
+    def fit(self, layer: str, name: str, scheme: Scheme) -> Fit:
+        """Choose the codes of a weight.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+            name: Which of its weights.
+            scheme: The representation.
+        """
+        context, form = self._context, self._context.packable(layer).forms[name]
+        known = context.input_statistics(layer, name) if self._algorithm.needs else ()
+        dtype = context.weight(layer, name).dtype
+        if isinstance(self._algorithm, RoundToNearest) or (self._algorithm.needs and not known):
+            weight, digest = PackedMatrix.pack(context.weight(layer, name), scheme, form)
+            found = [_fell_back(layer, name, self._algorithm.name, _UNSEEN)] if self._was_asked_for(layer, name) else []
+            return Fit(weight, digest, _NEAREST.name, findings=tuple(found))
+        parts = list(self._parts(layer, name, known, scheme))
+        weight, digest = PackedMatrix.from_codes(_joined([part.codes for part in parts]), scheme, form, dtype)
+        shift = torch.cat([part.shift for part in parts]) if known else None
+        return Fit(weight, digest, self._used(parts), shift, tuple(self._findings(layer, name, parts, known)))
+
+    def _was_asked_for(self, layer: str, name: str) -> bool:
+        wanted = self._context.leading(layer, name) in self._context.wanted_moments
+        return bool(self._algorithm.needs) and wanted
+
+    def _parts(self, layer: str, name: str, known: Sequence[RowStatistics], scheme: Scheme) -> Iterator[_Rows]:
+        """All rows of a weight in order; those without statistics are rounded to nearest."""
+        matrix = self._context.packable(layer).forms[name].to_matrix(self._context.weight(layer, name))
+        if not self._algorithm.needs:
+            yield _rounded(matrix, scheme, self._algorithm)
+            return
+        end = 0
+        for part in known:
+            if end < part.start:
+                yield _rounded(matrix[end : part.start], scheme, fallback=_UNSEEN)
+            yield self._solve_together(self._context.leading(layer, name), part, scheme)
+            end = part.stop
+        if end < len(matrix):
+            yield _rounded(matrix[end:], scheme, fallback=_UNSEEN)
+
+    def _solve_together(self, key: tuple[str, str], part: RowStatistics, scheme: Scheme) -> _Rows:
+        """Rows that meet the same inputs have one Hessian, to be factored once."""
+        found = self._solved.pop((*key, part.start, scheme), None)
+        if found is not None:
+            return found
+        sharing = [] if self._context.statistics is None else list(self._context.statistics.sharing(part))
+        members = [(key, part)]
+        members += [(other, rows) for other, rows in sharing if rows is not part and self._joins(other, scheme)]
+        matrices = [self._matrix(other)[rows.start : rows.stop] for other, rows in members]
+        solved = self._solve(torch.cat(matrices), part.moments, scheme)
+        start = len(matrices[0])
+        for (other, rows), matrix in zip(members[1:], matrices[1:], strict=True):
+            self._solved[(*other, rows.start, scheme)] = solved.cut(start, start + len(matrix))
+            start += len(matrix)
+        return solved.cut(0, len(matrices[0]))
+
+    def _joins(self, key: tuple[str, str], scheme: Scheme) -> bool:
+        layer = key[0]
+        return self._peers(layer, scheme) and layer not in self._context.packed
+
+    def _matrix(self, key: tuple[str, str]) -> Tensor:
+        layer, name = key
+        return self._context.packable(layer).forms[name].to_matrix(self._context.weight(layer, name))
+
+    def _solve(self, matrix: Tensor, moments: Moments, scheme: Scheme) -> _Rows:
+        obstacle = _obstacle(moments)
+        if obstacle is not None:
+            return _rounded(matrix, scheme, fallback=obstacle)
+        hessian = moments.hessian if self._algorithm.needs is Needs.HESSIAN else None
+        known = InputStatistics(moments.rows, moments.importance, hessian)
+        solution = solve(self._algorithm, matrix, scheme, known)
+        if solution.fallback:
+            return _rounded(matrix, scheme, fallback=_Fallback(solution.fallback, "Give other or more data."))
+        chosen = _Rows(solution.codes, _shift(matrix, solution.codes, moments.mean, scheme))
+        return _better_on_held_out(matrix, chosen, moments.held_out, scheme)
+
+    def _used(self, parts: Sequence[_Rows]) -> str:
+        rounded = sum(len(part) for part in parts if part.fallback is not None)
+        total = sum(map(len, parts))
+        if not rounded:
+            return self._algorithm.name
+        return _NEAREST.name if rounded == total else f"{self._algorithm.name}, {_NEAREST.name} for {rounded} rows"
+
+    def _findings(
+        self, layer: str, name: str, parts: Sequence[_Rows], known: Sequence[RowStatistics]
+    ) -> Iterator[Finding]:
+        total = sum(map(len, parts))
+        for fallback in dict.fromkeys(part.fallback for part in parts if part.fallback is not None):
+            rows = sum(len(part) for part in parts if part.fallback == fallback)
+            yield _fell_back(layer, name, self._algorithm.name, fallback, "" if rows == total else f"{rows} rows of ")
+        broken = sum(part.moments.broken_rows for part in known)
+        if broken:
+            message = f"Warning: calibration gave layer {quoted([layer])} {broken} input rows with NaN or Inf."
+            remedy = "They were left out of its statistics; repair the data or the model."
+            yield Finding("non-finite-inputs", Severity.WARNING, message, layer, remedy)
+
+
+def _obstacle(moments: Moments) -> _Fallback | None:
+    if not moments.rows and moments.broken_rows:
+        return _Fallback("all its calibration inputs hold NaN or Inf", "Repair the data or the model.")
+    if moments.rows < FEWEST_ROWS:
+        seen = f"calibration gave it {moments.rows} input rows, and fewer than {FEWEST_ROWS} are nothing to fit to"
+        return _Fallback(seen, "Give more calibration samples.")
+    if not bool(moments.importance.any()):
+        return _Fallback("all its calibration inputs are zero", "Use data that reaches it.")
+    return None
+
+
+def _better_on_held_out(matrix: Tensor, chosen: _Rows, inputs: Tensor | None, scheme: Scheme) -> _Rows:
+    """What was chosen, unless rounding to nearest is better on inputs that neither was fitted to."""
+    if inputs is None:
+        return chosen
+    nearest = _rounded(matrix, scheme)
+    fitted, plain = (_output_energy(matrix, rows, inputs, scheme) for rows in (chosen, nearest))
+    if fitted.noise <= plain.noise:
+        return chosen
+    reason = f"on held-out inputs it is worse ({fitted.sqnr_db:.1f} dB against {plain.sqnr_db:.1f} dB)"
+    return attrs.evolve(nearest, fallback=_Fallback(reason, "Give more calibration samples."))
+
+
+def _output_energy(matrix: Tensor, rows: _Rows, inputs: Tensor, scheme: Scheme) -> Energy:
+    weight = matrix.to(inputs)
+    error = weight - _dequantized(rows.codes, scheme).to(inputs)
+    return energy_of(inputs @ weight.T, inputs @ error.T)
+
+
+def _rounded(
+    matrix: Tensor, scheme: Scheme, algorithm: WeightAlgorithm = _NEAREST, fallback: _Fallback | None = None
+) -> _Rows:
+    codes = solve(algorithm, matrix, scheme).codes
+    return _Rows(codes, torch.zeros(len(matrix), device=matrix.device), fallback)
+
+
+def _shift(matrix: Tensor, codes: GroupCodes, mean: Tensor, scheme: Scheme) -> Tensor:
+    error = _dequantized(codes, scheme) - matrix.float()
+    return error @ mean.to(error)
+
+
+def _dequantized(codes: GroupCodes, scheme: Scheme) -> Tensor:
+    return dequantize(codes.codes, codes.scale, codes.zero_point, scheme.width(codes.codes.shape[1]))
+
+
+def _rows_of(codes: GroupCodes, rows: slice) -> GroupCodes:
+    return GroupCodes(codes.codes[rows], codes.scale[rows], codes.zero_point[rows])
+
+
+def _joined(parts: Sequence[GroupCodes]) -> GroupCodes:
+    fields = ("codes", "scale", "zero_point")
+    return parts[0] if len(parts) == 1 else GroupCodes(*(torch.cat([getattr(p, f) for p in parts]) for f in fields))
+
+
+def _fell_back(layer: str, name: str, algorithm: str, fallback: _Fallback, part: str = "") -> Finding:
+    message = (
+        f"Warning: {part}the {name} of layer {quoted([layer])} has {_NEAREST.name}'s codes instead of {algorithm}'s: "
+        f"{fallback.reason}."
+    )
+    return Finding("algorithm-fell-back", Severity.WARNING, message, layer, fallback.remedy)
