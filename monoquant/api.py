@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from monoquant.adapters.base import ModuleAdapter
+from monoquant.algorithms.base import WeightAlgorithm
 from monoquant.batches import Forward
 from monoquant.checks import AccuracyGate
 from monoquant.errors import ConfigError, InputError, require_flag
@@ -26,6 +27,8 @@ from monoquant.passes.validation import ValidationPass
 from monoquant.precision import (
     DTYPES,
     Activations,
+    Quality,
+    chosen_algorithm,
     packing_pass,
     require_more_careful,
     require_precision,
@@ -52,11 +55,14 @@ def quantize(
     scale_dtype: torch.dtype | None = None,
     activations: Activations | None = None,
     observer: str = "minmax",
+    quality: Quality = "auto",
+    algorithm: str | WeightAlgorithm | None = None,
     calibration_data: Iterable[Any] | None = None,
     num_calibration_samples: int = 150,
     select: int | str | None = None,
     forward: Forward | None = None,
     progress: bool | Progress = False,
+    statistics_bytes: int = 1 << 32,
     layer_types: Types | None = None,
     layer_names: Names | None = None,
     modules_to_not_convert: Names | None = None,
@@ -89,12 +95,16 @@ def quantize(
         scale_dtype: torch.float16 (default for INT4), torch.bfloat16 or torch.float32 (default for INT8).
         activations: For INT8: None (default), ``"dynamic"`` or ``"static"``; see :class:`Int8PackPass`.
         observer: For static activations; default ``"minmax"``; see :class:`Int8PackPass`.
-        calibration_data: Batches to measure layer outputs on; None (default) measures weights only. See
-            :class:`CalibrationPass` for this and the next four.
+        quality: How much is done to choose INT4 codes well. ``"fast"`` rounds to nearest; ``"balanced"`` and ``"best"``
+            fit codes to calibration data (clip_search, gptq). ``"auto"`` (default) is best with data, fast without.
+        algorithm: What chooses INT4 codes, by name or object, instead of ``quality``; see :class:`Int4PackPass`.
+        calibration_data: Batches to fit INT4 codes to and to measure layer outputs on; None (default) measures weights
+            only. See :class:`CalibrationPass` for this and the next five.
         num_calibration_samples: Samples to use at most; default 150.
         select: Position or key of the batch item that is the model's input.
         forward: ``forward(model, batch)``, where the input alone does not do.
         progress: Show progress on stderr, or call a function; default False.
+        statistics_bytes: Memory for the statistics that algorithms need; default 4 GiB.
         layer_types: Quantize only modules of these classes (and what they contain); default all.
         layer_names: Quantize only layers with these names; default all. With both, either suffices.
         modules_to_not_convert: Names of layers to keep in float; default ``["lm_head"]`` for INT4.
@@ -131,7 +141,8 @@ def quantize(
     _require_measured_gate(accuracy_warning, run_validation)
     target = require_precision(bits, dtype, default="int4")
     require_more_careful(skip_to, target)
-    pack = packing_pass(target, group_size, symmetric, scale_dtype, activations, observer)
+    fitted = chosen_algorithm(quality, algorithm, has_data=calibration_data is not None)
+    pack = packing_pass(target, group_size, symmetric, scale_dtype, activations, observer, fitted)
     skips = SkipSelectionPass.from_options(
         modules_to_not_convert,
         skip_layer_types,
@@ -146,9 +157,15 @@ def quantize(
     if activations == "static" and calibration_data is None:
         raise ConfigError("activations='static' needs calibration_data to find the ranges of inputs: give batches")
     if calibration_data is not None:
-        calibration = CalibrationPass(calibration_data, num_calibration_samples, select, forward, progress)
-    elif CalibrationPass([], num_calibration_samples, select, forward, progress) != CalibrationPass([]):
-        raise ConfigError("num_calibration_samples, select, forward and progress do nothing without calibration_data")
+        calibration = CalibrationPass(
+            calibration_data, num_calibration_samples, select, forward, progress, statistics_bytes
+        )
+    elif CalibrationPass([], num_calibration_samples, select, forward, progress, statistics_bytes) != CalibrationPass(
+        []
+    ):
+        raise ConfigError(
+            "num_calibration_samples, select, forward, progress and statistics_bytes do nothing without calibration_data"
+        )
     gate = AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
     validation = ValidationPass(on_failure) if run_validation else None
     steps = (skips, calibration, pack, *secondary_passes(target), validation, gate)
@@ -179,13 +196,14 @@ def static_quantize(
     sqnr_error_threshold: float = 10.0,
     *,
     observer: str = "minmax",
+    quality: Quality = "auto",
     select: int | str | None = None,
     forward: Forward | None = None,
 ) -> tuple[nn.Module, QuantizationInfo]:
     """Quantize a copy of a model with calibration data; :func:`quantize` with the parameters existing users know.
 
-    INT8 is static: inputs of Linear layers are quantized too, to ranges that the data shows. INT4 and the 16-bit types
-    use the data to measure.
+    INT8 is static: inputs of Linear layers are quantized too, to ranges that the data shows. INT4 is
+    fitted to the data, and the 16-bit types are measured on it.
 
     Args:
         model: A trained module; left alone.
@@ -209,6 +227,7 @@ def static_quantize(
         sqnr_warning_threshold: dB; default 20.
         sqnr_error_threshold: dB; default 10.
         observer: How INT8 finds the ranges of inputs; default ``"minmax"``; see :class:`Int8PackPass`.
+        quality: How much is done to choose INT4 codes well; default ``"auto"``, which is best; see :func:`quantize`.
         select: Position or key of the batch item that is the model's input, for ``(input, label)`` batches.
         forward: ``forward(model, batch)``, where the input alone does not do.
 
@@ -228,6 +247,7 @@ def static_quantize(
         symmetric=symmetric,
         activations="static" if target == "int8" else None,
         observer=observer,
+        quality=quality,
         calibration_data=calibration_data,
         num_calibration_samples=num_calibration_samples,
         select=select,

@@ -26,13 +26,27 @@ class Part:
         samples: Samples in the part.
         held_out: Whether the part is kept apart from what is fitted to.
         ends_batch: Whether the batch is done with it.
+        batch: The whole batch, for messages.
     """
 
     content: Any
     index: int
     samples: int
+    batch: Any
     held_out: bool = False
     ends_batch: bool = True
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Which positions hold data rather than padding: bool ``[samples, positions]``; None if all do.
+
+        Known where a batch is a mapping with an ``attention_mask`` of two axes, as in transformers.
+        """
+        mask = self.content.get("attention_mask") if isinstance(self.content, Mapping) else None
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point():
+            return None
+        counted = mask != 0
+        return None if bool(counted.all()) else counted
 
 
 @attrs.frozen(eq=False)
@@ -69,9 +83,8 @@ class Batches:
             if divisible and size > self.most - used:
                 size = self.most - used
                 chosen = samples_of(chosen, 0, size)
-            yield from (
-                _split(chosen, index, size, used if divisible else None) if hold_out else [Part(chosen, index, size)]
-            )
+            whole = Part(chosen, index, size, batch)
+            yield from _split(whole, used if divisible else None) if hold_out else [whole]
             used += size
             if used >= self.most:
                 break
@@ -91,16 +104,25 @@ class Batches:
         return attrs.evolve(self, data=batches)
 
 
-def _split(batch: Any, index: int, size: int, before: int | None) -> Iterator[Part]:
+def _split(whole: Part, before: int | None) -> Iterator[Part]:
+    """Keep some samples apart.
+
+    Args:
+        whole: A batch, as far as it is used.
+        before: Samples before it; None if it cannot be cut.
+    """
     if before is None:
-        yield Part(batch, index, size, held_out=index % HELD_OUT_OF == 1)
+        yield attrs.evolve(whole, held_out=whole.index % HELD_OUT_OF == 1)
         return
     # The second sample is the first one held out, so that two samples suffice for both.
+    size = whole.samples
     apart = (before + size + HELD_OUT_OF - 2) // HELD_OUT_OF - (before + HELD_OUT_OF - 2) // HELD_OUT_OF
-    if size > apart:
-        yield Part(samples_of(batch, 0, size - apart), index, size - apart, ends_batch=not apart)
+    cut = size - apart
+    if cut:
+        fitted_to = samples_of(whole.content, 0, cut) if apart else whole.content
+        yield attrs.evolve(whole, content=fitted_to, samples=cut, ends_batch=not apart)
     if apart:
-        yield Part(samples_of(batch, size - apart, size), index, apart, held_out=True)
+        yield attrs.evolve(whole, content=samples_of(whole.content, cut, size), samples=apart, held_out=True)
 
 
 def choose_input(batch: Any, index: int, select: int | str | None) -> Any:
@@ -124,13 +146,12 @@ def choose_input(batch: Any, index: int, select: int | str | None) -> Any:
     return chosen
 
 
-def run_model(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> Any:
-    """Run a model on a batch: a mapping gives named arguments, a tuple or list positional ones.
+def run_model(model: nn.Module, part: Part, forward: Forward | None) -> Any:
+    """Run a model on data: a mapping gives named arguments, a tuple or list positional ones.
 
     Args:
         model: The model.
-        batch: What it is given.
-        index: The batch's number, for messages.
+        part: What it is given.
         forward: ``forward(model, batch)`` runs it instead; None for the above.
 
     Returns:
@@ -139,18 +160,19 @@ def run_model(model: nn.Module, batch: Any, index: int, forward: Forward | None)
     Raises:
         InputError: When the model fails on it.
     """
+    given = part.content
     try:
         if forward is not None:
-            return forward(model, batch)
-        if isinstance(batch, Mapping):
-            return model(**batch)
-        return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+            return forward(model, given)
+        if isinstance(given, Mapping):
+            return model(**given)
+        return model(*given) if isinstance(given, (tuple, list)) else model(given)
     except torch.OutOfMemoryError as error:
-        error.add_note(f"while running calibration batch {index} ({describe(batch)})")
+        error.add_note(f"while running calibration batch {part.index} ({describe(part.batch)})")
         raise
     except Exception as error:
         raise InputError(
-            f"the model failed on calibration batch {index} ({describe(batch)}): {type(error).__name__}: {error}; "
+            f"the model failed on calibration batch {part.index} ({describe(part.batch)}): {type(error).__name__}: {error}; "
             "if a batch holds more than the input, give select=0 or a forward(model, batch) function"
         ) from error
 

@@ -27,10 +27,12 @@ class Call:
     Args:
         args: Positional ones.
         kwargs: Named ones.
+        counted: bool, which positions of the inputs hold data rather than padding; None if all do.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    counted: Tensor | None = None
 
     def copied(self) -> Call:
         """The same arguments, with tensors and plain containers of their own."""
@@ -50,7 +52,8 @@ class Call:
             return
         for part in inputs.unbind() if inputs.is_nested else (inputs,):
             if part.dim() and part.shape[-1] == features:
-                yield part
+                padded = self.counted is not None and part.shape[:-1] == self.counted.shape
+                yield part[self.counted.to(part.device)] if padded and self.counted is not None else part
 
 
 class Request(abc.ABC, Generic[O]):

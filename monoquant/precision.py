@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from monoquant.algorithms.base import WeightAlgorithm
 from monoquant.errors import ConfigError
 from monoquant.passes.half_cast import HalfCastPass
 from monoquant.passes.int4_pack import Int4PackPass
@@ -14,6 +15,9 @@ from monoquant.passes.pack import PackPass
 from monoquant.values import INT4, check_target
 
 Activations = Literal["dynamic", "static"]
+Quality = Literal["auto", "fast", "balanced", "best"]
+
+_BY_QUALITY = {"auto": "auto", "fast": "round_to_nearest", "balanced": "clip_search", "best": "gptq"}
 
 DTYPES: dict[str, torch.dtype] = {
     "int4": INT4,
@@ -67,6 +71,29 @@ def require_more_careful(skip_to: str | None, target: str) -> None:
         raise ConfigError(f"skip_to={skip_to!r} keeps no more of a layer than {target}, which all are reduced to")
 
 
+def chosen_algorithm(quality: Any, algorithm: str | WeightAlgorithm | None, *, has_data: bool) -> str | WeightAlgorithm:
+    """What a caller means by ``quality`` and ``algorithm``.
+
+    Args:
+        quality: ``"auto"``, ``"fast"``, ``"balanced"`` or ``"best"``.
+        algorithm: A name, an algorithm, or None.
+        has_data: Whether there is calibration data.
+
+    Returns:
+        What Int4PackPass takes.
+
+    Raises:
+        ConfigError: For another quality, both at once, or one that needs data and has none.
+    """
+    if quality not in _BY_QUALITY:
+        raise ConfigError(f"quality={quality!r}: give one of {', '.join(map(repr, _BY_QUALITY))}")
+    if algorithm is not None and quality != "auto":
+        raise ConfigError(f"quality={quality!r} and algorithm={algorithm!r} both choose: give one of them")
+    if quality in ("balanced", "best") and not has_data:
+        raise ConfigError(f"quality={quality!r} fits codes to data: give calibration_data, or use quality='fast'")
+    return _BY_QUALITY[quality] if algorithm is None else algorithm
+
+
 def packing_pass(
     target: str,
     group_size: int | None,
@@ -74,6 +101,7 @@ def packing_pass(
     scale_dtype: torch.dtype | None,
     activations: Activations | None,
     observer: str,
+    algorithm: str | WeightAlgorithm,
 ) -> PackPass:
     """The pass for a precision, with the options that were given.
 
@@ -84,12 +112,15 @@ def packing_pass(
         scale_dtype: As the passes explain it.
         activations: INT8 only.
         observer: INT8 with static activations only.
+        algorithm: INT4 only; "auto" is the default.
 
     Raises:
         ConfigError: For wrong values, and for options that would change nothing.
     """
     given = {"group_size": group_size, "symmetric": symmetric, "scale_dtype": scale_dtype}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if target != "int4" and algorithm != "auto":
+        raise ConfigError(f"algorithm {algorithm!r} is for INT4: {target} weights are rounded to nearest")
     if target == "int8":
         return Int8PackPass(**options, activations=activations, observer=observer)
     if activations is not None:
@@ -97,7 +128,7 @@ def packing_pass(
     if observer != "minmax":
         raise ConfigError(f"observer={observer!r} does nothing without bits=8 and activations='static'")
     if target == "int4":
-        return Int4PackPass(**options)
+        return Int4PackPass(**options, algorithm=algorithm)
     if options:
         raise ConfigError(f"{', '.join(options)} change nothing in {target}: leave them out")
     return HalfCastPass(DTYPES[target])

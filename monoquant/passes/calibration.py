@@ -149,8 +149,8 @@ class _Run:
         try:
             for part in self._data.parts(hold_out=bool(self._context.wanted_moments)):
                 for listener in listeners:
-                    listener.held_out = part.held_out
-                run_model(model, part.content, part.index, self._data.forward)
+                    listener.held_out, listener.counted = part.held_out, part.counted
+                run_model(model, part, self._data.forward)
                 self._count(part)
                 if part.ends_batch:
                     show(self.samples, self._data.most)

@@ -41,6 +41,7 @@ class _Inputs:
     pending: Tensor | None = None
     version: int | None = None
     held_out: bool = False
+    counted: Tensor | None = None
     confirmed: set[Block] = attrs.field(factory=set)
     first: bool = True
 
@@ -56,14 +57,18 @@ class _Inputs:
             and _version(inputs) == self.version
         )
 
-    def take(self, block: Block, inputs: Tensor, held_out: bool) -> None:
+    def take(self, block: Block, inputs: Tensor, held_out: bool, counted: Tensor | None) -> None:
         self.pending, self.version, self.held_out, self.confirmed = inputs, _version(inputs), held_out, {block}
+        self.counted = counted
 
     def settle(self) -> None:
         """Count the pending tensor in."""
         if self.pending is None:
             return
-        (self.moments.hold_out if self.held_out else self.moments.add)(self.pending)
+        rows = self.pending
+        if self.counted is not None and self.counted.numel() == len(rows):
+            rows = rows[self.counted.flatten().to(rows.device)]
+        (self.moments.hold_out if self.held_out else self.moments.add)(rows)
         self.pending, self.first = None, False
 
 
@@ -75,6 +80,8 @@ class MomentCollector:
 
     Attributes:
         held_out: Whether what comes now is kept apart from the sums; set by who runs the model.
+        counted: bool ``[samples, positions]``, which positions hold data rather than padding; None if all do. Inputs of
+            as many rows are taken for those positions. Set by who runs the model.
     """
 
     def __init__(self, full: Mapping[tuple[str, str], bool]) -> None:
@@ -82,6 +89,7 @@ class MomentCollector:
         self._inputs: dict[Block, _Inputs] = {}
         self._recent: deque[_Inputs] = deque()
         self.held_out = False
+        self.counted: Tensor | None = None
 
     def receive(self, block: Block, inputs: Tensor, shared: bool) -> None:
         """Count the inputs of a product in.
@@ -102,7 +110,7 @@ class MomentCollector:
         if block in common.members and common.pending is not None and common.is_pending(inputs):
             common.confirmed.add(block)
             return
-        common.take(block, inputs, self.held_out)
+        common.take(block, inputs, self.held_out, self.counted)
         self._remember(common, keep=shared)
 
     def about_to_change(self, tensor: Tensor) -> None:

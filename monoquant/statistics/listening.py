@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from monoquant.observers import Call, Request
 
@@ -25,6 +25,7 @@ class Listening:
 
     Attributes:
         held_out: Whether what comes now is held out; set by who runs the model.
+        counted: Which positions hold data rather than padding, as in Call; set by who runs the model.
     """
 
     def __init__(self, wanted: Mapping[str, Sequence[Request[Any]]], *, honest: bool) -> None:
@@ -34,6 +35,7 @@ class Listening:
         self._honest = honest
         self._apart: set[tuple[str, Request[Any]]] = set()
         self.held_out = False
+        self.counted: Tensor | None = None
 
     @contextmanager
     def listening(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -57,7 +59,7 @@ class Listening:
     ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def observe(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             for request in requests:
-                self._show((name, request), Call(args, kwargs))
+                self._show((name, request), Call(args, kwargs, self.counted))
 
         return observe
 
