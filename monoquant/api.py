@@ -44,6 +44,8 @@ from monoquant.verdict import deliver, require_policy, run_checks
 Policy = Literal["error", "warn", "ignore"]
 Weights = Mapping[str, Tensor] | str | os.PathLike[str]
 
+_CALIBRATION_DEFAULTS = (150, None, None, False, 1 << 32)
+
 
 def quantize(
     model: nn.Module | Weights,
@@ -160,12 +162,9 @@ def quantize(
         calibration = CalibrationPass(
             calibration_data, num_calibration_samples, select, forward, progress, statistics_bytes
         )
-    elif CalibrationPass([], num_calibration_samples, select, forward, progress, statistics_bytes) != CalibrationPass(
-        []
-    ):
-        raise ConfigError(
-            "num_calibration_samples, select, forward, progress and statistics_bytes do nothing without calibration_data"
-        )
+    elif (num_calibration_samples, select, forward, progress, statistics_bytes) != _CALIBRATION_DEFAULTS:
+        options = "num_calibration_samples, select, forward, progress and statistics_bytes"
+        raise ConfigError(f"{options} do nothing without calibration_data")
     gate = AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
     validation = ValidationPass(on_failure) if run_validation else None
     steps = (skips, calibration, pack, *secondary_passes(target), validation, gate)

@@ -171,9 +171,10 @@ def run_model(model: nn.Module, part: Part, forward: Forward | None) -> Any:
         error.add_note(f"while running calibration batch {part.index} ({describe(part.batch)})")
         raise
     except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
         raise InputError(
-            f"the model failed on calibration batch {part.index} ({describe(part.batch)}): {type(error).__name__}: {error}; "
-            "if a batch holds more than the input, give select=0 or a forward(model, batch) function"
+            f"the model failed on calibration batch {part.index} ({describe(part.batch)}): {failure}; if a batch "
+            "holds more than the input, give select=0 or a forward(model, batch) function"
         ) from error
 
 

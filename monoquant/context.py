@@ -335,6 +335,22 @@ class QuantContext:
         """
         return () if self.statistics is None else self.statistics.of(self.leading(layer, name))
 
+    def correctable_bias(self, layer: str, name: str) -> str | None:
+        """The bias that is added to a weight's product and to nothing else, so that it can make up for its error.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+            name: Which of its weights.
+
+        Returns:
+            The name of the layer's parameter; None if there is none.
+        """
+        module = self.module(layer)
+        bias = self.packable(layer).adapter.bias_of(module, name)
+        held = None if bias is None else module._parameters[bias]
+        owners = [one for one in self.model.modules() if any(held is other for other in one._parameters.values())]
+        return bias if held is not None and len(owners) == 1 else None
+
     def note_algorithm(self, layer: str, name: str) -> None:
         """Remember what chose a layer's codes; several for a layer of several weights.
 

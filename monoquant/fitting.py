@@ -82,10 +82,12 @@ class Fitter:
         algorithm: How codes are chosen.
         context: Of the run; statistics must have been collected.
         peers: Tells which layers will be asked for.
+        corrects_bias: Whether biases will make up for the mean of the error.
     """
 
-    def __init__(self, algorithm: WeightAlgorithm, context: QuantContext, peers: Peers) -> None:
+    def __init__(self, algorithm: WeightAlgorithm, context: QuantContext, peers: Peers, *, corrects_bias: bool) -> None:
         self._algorithm, self._context, self._peers = algorithm, context, peers
+        self._corrects_bias = corrects_bias
         self._solved: dict[tuple[str, str, int, Scheme], _Rows] = {}
 
     def fit(self, layer: str, name: str, scheme: Scheme) -> Fit:
@@ -116,7 +118,7 @@ class Fitter:
         """All rows of a weight in order; those without statistics are rounded to nearest."""
         matrix = self._context.packable(layer).forms[name].to_matrix(self._context.weight(layer, name))
         if not self._algorithm.needs:
-            yield _rounded(matrix, scheme, self._algorithm)
+            yield _Rows(solve(self._algorithm, matrix, scheme).codes, torch.zeros(len(matrix), device=matrix.device))
             return
         end = 0
         for part in known:
@@ -137,11 +139,12 @@ class Fitter:
         members += [(other, rows) for other, rows in sharing if rows is not part and self._joins(other, scheme)]
         matrices = [self._matrix(other)[rows.start : rows.stop] for other, rows in members]
         solved = self._solve(torch.cat(matrices), part.moments, scheme)
-        start = len(matrices[0])
-        for (other, rows), matrix in zip(members[1:], matrices[1:], strict=True):
-            self._solved[(*other, rows.start, scheme)] = solved.cut(start, start + len(matrix))
+        start = 0
+        for (other, rows), matrix in zip(members, matrices, strict=True):
+            chosen = solved.cut(start, start + len(matrix))
+            self._solved[(*other, rows.start, scheme)] = self._judged(other, matrix, chosen, part.moments, scheme)
             start += len(matrix)
-        return solved.cut(0, len(matrices[0]))
+        return self._solved.pop((*key, part.start, scheme))
 
     def _joins(self, key: tuple[str, str], scheme: Scheme) -> bool:
         layer = key[0]
@@ -154,14 +157,26 @@ class Fitter:
     def _solve(self, matrix: Tensor, moments: Moments, scheme: Scheme) -> _Rows:
         obstacle = _obstacle(moments)
         if obstacle is not None:
-            return _rounded(matrix, scheme, fallback=obstacle)
+            return _rounded(matrix, scheme, moments, obstacle)
         hessian = moments.hessian if self._algorithm.needs is Needs.HESSIAN else None
         known = InputStatistics(moments.rows, moments.importance, hessian)
         solution = solve(self._algorithm, matrix, scheme, known)
         if solution.fallback:
-            return _rounded(matrix, scheme, fallback=_Fallback(solution.fallback, "Give other or more data."))
-        chosen = _Rows(solution.codes, _shift(matrix, solution.codes, moments.mean, scheme))
-        return _better_on_held_out(matrix, chosen, moments.held_out, scheme)
+            return _rounded(matrix, scheme, moments, _Fallback(solution.fallback, "Give other or more data."))
+        return _Rows(solution.codes, _shift(matrix, solution.codes, moments, scheme))
+
+    def _judged(self, key: tuple[str, str], matrix: Tensor, chosen: _Rows, moments: Moments, scheme: Scheme) -> _Rows:
+        """What was chosen, unless rounding to nearest is better on inputs that neither was fitted to."""
+        inputs = moments.held_out
+        if inputs is None or chosen.fallback is not None:
+            return chosen
+        nearest = _rounded(matrix, scheme, moments)
+        corrected = self._corrects_bias and self._context.correctable_bias(*key) is not None
+        fitted, plain = (_output_energy(matrix, rows, inputs, scheme, corrected) for rows in (chosen, nearest))
+        if fitted.noise <= plain.noise:
+            return chosen
+        reason = f"on held-out inputs it is worse ({fitted.sqnr_db:.1f} dB against {plain.sqnr_db:.1f} dB)"
+        return attrs.evolve(nearest, fallback=_Fallback(reason, "Give more calibration samples."))
 
     def _used(self, parts: Sequence[_Rows]) -> str:
         rounded = sum(len(part) for part in parts if part.fallback is not None)
@@ -195,34 +210,24 @@ def _obstacle(moments: Moments) -> _Fallback | None:
     return None
 
 
-def _better_on_held_out(matrix: Tensor, chosen: _Rows, inputs: Tensor | None, scheme: Scheme) -> _Rows:
-    """What was chosen, unless rounding to nearest is better on inputs that neither was fitted to."""
-    if inputs is None:
-        return chosen
-    nearest = _rounded(matrix, scheme)
-    fitted, plain = (_output_energy(matrix, rows, inputs, scheme) for rows in (chosen, nearest))
-    if fitted.noise <= plain.noise:
-        return chosen
-    reason = f"on held-out inputs it is worse ({fitted.sqnr_db:.1f} dB against {plain.sqnr_db:.1f} dB)"
-    return attrs.evolve(nearest, fallback=_Fallback(reason, "Give more calibration samples."))
-
-
-def _output_energy(matrix: Tensor, rows: _Rows, inputs: Tensor, scheme: Scheme) -> Energy:
+def _output_energy(matrix: Tensor, rows: _Rows, inputs: Tensor, scheme: Scheme, corrected: bool) -> Energy:
     weight = matrix.to(inputs)
-    error = weight - _dequantized(rows.codes, scheme).to(inputs)
-    return energy_of(inputs @ weight.T, inputs @ error.T)
+    noise = inputs @ (_dequantized(rows.codes, scheme).to(inputs) - weight).T
+    return energy_of(inputs @ weight.T, noise - rows.shift.to(noise) if corrected else noise)
 
 
 def _rounded(
-    matrix: Tensor, scheme: Scheme, algorithm: WeightAlgorithm = _NEAREST, fallback: _Fallback | None = None
+    matrix: Tensor, scheme: Scheme, moments: Moments | None = None, fallback: _Fallback | None = None
 ) -> _Rows:
-    codes = solve(algorithm, matrix, scheme).codes
-    return _Rows(codes, torch.zeros(len(matrix), device=matrix.device), fallback)
+    codes = solve(_NEAREST, matrix, scheme).codes
+    return _Rows(codes, _shift(matrix, codes, moments, scheme), fallback)
 
 
-def _shift(matrix: Tensor, codes: GroupCodes, mean: Tensor, scheme: Scheme) -> Tensor:
+def _shift(matrix: Tensor, codes: GroupCodes, moments: Moments | None, scheme: Scheme) -> Tensor:
+    if moments is None or not moments.rows:
+        return torch.zeros(len(matrix), device=matrix.device)
     error = _dequantized(codes, scheme) - matrix.float()
-    return error @ mean.to(error)
+    return error @ moments.mean.to(error)
 
 
 def _dequantized(codes: GroupCodes, scheme: Scheme) -> Tensor:

@@ -83,7 +83,9 @@ class Int4PackPass(PackPass):
     def representation(self, context: QuantContext) -> Represent:
         fitted: WeightAlgorithm = self.algorithm or (RoundToNearest() if context.statistics is None else Gptq())
         own = {layer.name: context.plan[layer.name].scheme for layer in self.mine(context)}
-        fitter = Fitter(fitted, context, lambda layer, scheme: own.get(layer) == scheme)
+        fitter = Fitter(
+            fitted, context, lambda layer, scheme: own.get(layer) == scheme, corrects_bias=self.correct_bias
+        )
 
         def represent(layer: str, name: str, scheme: AnyScheme) -> Represented:
             fit = fitter.fit(layer, name, scheme if isinstance(scheme, Scheme) else self.scheme)
@@ -94,10 +96,8 @@ class Int4PackPass(PackPass):
         return represent
 
     def _biases(self, layer: str, name: str, fit: Fit, context: QuantContext) -> dict[str, Tensor]:
-        module = context.module(layer)
-        bias = context.packable(layer).adapter.bias_of(module, name)
-        held = None if bias is None else module._parameters[bias]
+        bias = context.correctable_bias(layer, name)
+        held = None if bias is None else context.module(layer)._parameters[bias]
         if not self.correct_bias or bias is None or held is None or fit.shift is None:
             return {}
-        shared = sum(held is other for one in context.model.modules() for other in one._parameters.values()) > 1
-        return {} if shared else {bias: (held.detach() - fit.shift.to(held.device)).to(held.dtype)}
+        return {bias: (held.detach() - fit.shift.to(held.device)).to(held.dtype)}
