@@ -91,6 +91,20 @@ class Batches:
         if not used:
             raise InputError("calibration data holds no samples: it is empty, or a generator that was used up before")
 
+    def pieces(self, part: Part, size: int) -> Iterator[Part]:
+        """A part in pieces of few samples, where it can be cut.
+
+        Args:
+            part: One of :meth:`parts`.
+            size: Most samples in a piece.
+        """
+        if self.forward is not None or not is_divisible(part.content, part.samples):
+            yield part
+            return
+        for start in range(0, part.samples, size):
+            stop = min(start + size, part.samples)
+            yield attrs.evolve(part, content=samples_of(part.content, start, stop), samples=stop - start)
+
     def kept(self) -> Batches:
         """The same, to be run any number of times; an iterator's batches are kept, as many as are used."""
         if iter(self.data) is not self.data:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from monoquant.adapters.base import Obstacle
 from monoquant.adapters.choice import Packable, examine, readable_weights
-from monoquant.errors import PassError
+from monoquant.errors import PassError, quoted
 from monoquant.measurement import Measurement
 from monoquant.modules.packed_layer import PackedLayer
 from monoquant.modules.reparametrized import computed_weights
 from monoquant.observers import Request
 from monoquant.registry import Registry
 from monoquant.report import CalibrationFacts, ValidationResult
+from monoquant.report.table import format_bytes
+from monoquant.report.tradeoff import Tradeoff
 from monoquant.source import tensor_identity
 from monoquant.statistics.collector import RowStatistics
+from monoquant.statistics.gradients import GradientProbe
 from monoquant.statistics.store import StatisticsStore
 from monoquant.statistics.watch import WatchedWeight
 from monoquant.values import Action, AnyScheme, Decision, Finding, Layer, Target
@@ -48,12 +51,20 @@ class QuantContext:
             passes and ValidationPass)
         wanted_moments: Weights whose inputs' moments passes asked for, and whether all of them; use
             :meth:`want_moments`. (written in the prepare phase; read by CalibrationPass)
+        wanted_gradients: Modules whose outputs' weight in the model's output passes asked for. (written in the prepare
+            phase; read by CalibrationPass)
+        gradients: That weight. (written by CalibrationPass; read by BudgetPass)
         statistics: Those moments; use :meth:`input_statistics`. (written by CalibrationPass; read by packing passes)
         calibration: Facts about the data. (written by CalibrationPass; read by the report)
+        packers: Packing passes by what they reduce layers to. (written in the plan phase by packing passes; read by
+            BudgetPass)
+        represented: Packed weights that may be used, by layer, weight and scheme. (written by BudgetPass; read by
+            packing passes)
         packed: Packed layers by name. (written by packing passes; read by ValidationPass and Quantizer)
         algorithms: What chose the codes, by layer name. (written by packing passes; read by the report)
         measurements: Damage by layer name. (written by ValidationPass; read by the report)
         validation: Totals and failed checks. (written by ValidationPass; read by the report)
+        tradeoff: How precision was shared out. (written by BudgetPass; read by the report)
         findings: What a person should know. (written by all passes; read by the report)
     """
 
@@ -67,12 +78,17 @@ class QuantContext:
     wanted: dict[str, list[Request[Any]]] = attrs.field(factory=dict, init=False)
     observed: dict[tuple[str, Request[Any]], Any] = attrs.field(factory=dict, init=False)
     wanted_moments: dict[tuple[str, str], bool] = attrs.field(factory=dict, init=False)
+    wanted_gradients: set[str] = attrs.field(factory=set, init=False)
+    gradients: GradientProbe | None = attrs.field(default=None, init=False)
     statistics: StatisticsStore | None = attrs.field(default=None, init=False)
     calibration: CalibrationFacts | None = attrs.field(default=None, init=False)
+    packers: dict[str, Any] = attrs.field(factory=dict, init=False)  # passes live on a higher floor
+    represented: dict[tuple[str, str, AnyScheme], Any] = attrs.field(factory=dict, init=False)
     packed: dict[str, PackedLayer] = attrs.field(factory=dict, init=False)
     algorithms: dict[str, str] = attrs.field(factory=dict, init=False)
     measurements: dict[str, Measurement] = attrs.field(factory=dict, init=False)
     validation: ValidationResult | None = attrs.field(default=None, init=False)
+    tradeoff: Tradeoff | None = attrs.field(default=None, init=False)
     findings: list[Finding] = attrs.field(factory=list, init=False)
     _replaced_weights: dict[tuple[str, str], Tensor] = attrs.field(factory=dict, init=False)
     _examined: dict[str, Packable | Obstacle] = attrs.field(factory=dict, init=False)
@@ -105,6 +121,29 @@ class QuantContext:
         if name in self.plan:
             raise PassError(f"layer {name!r} is decided already ({self.plan[name]}): ask undecided()", layers=[name])
         self.plan[name] = decision
+
+    def refine(self, layer: str, scheme: AnyScheme, reason: str) -> None:
+        """Represent a layer that the plan quantizes otherwise than planned, by what was measured since.
+
+        Args:
+            layer: Its name; it must not be packed yet.
+            scheme: The representation, one that a pass of the pipeline packs to.
+            reason: Why, for a person.
+
+        Raises:
+            PassError: When it is packed already, or no pass packs to the scheme.
+        """
+        if layer in self.packed or scheme.target not in self.packers:
+            raise PassError(
+                f"layer {layer!r} cannot become {scheme} any more: put this pass before the packing ones, "
+                f"which pack to {quoted(self.packers)}",
+                layers=[layer],
+            )
+        planned = self.plan[layer]
+        packable, module = self.packable(layer), self.module(layer)
+        size = sum(one.numel() * one.element_size() for one in self.readable_weights(layer, packable.forms))
+        compute = packable.adapter.compute(module, scheme).format(size=format_bytes(size))
+        self.plan[layer] = attrs.evolve(planned, scheme=scheme, reason=reason, compute=compute)
 
     def redirect(self, layer: str, target: Target) -> None:
         """Say that a layer is to be reduced less than the others; only in the plan phase.
@@ -350,6 +389,32 @@ class QuantContext:
         held = None if bias is None else module._parameters[bias]
         owners = [one for one in self.model.modules() if any(held is other for other in one._parameters.values())]
         return bias if held is not None and len(owners) == 1 else None
+
+    def heard_at(self, layer: str) -> str:
+        """The module whose calls show a layer's outputs: itself, unless its owner reads its weight without calling it.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+        """
+        owner, _, name = layer.rpartition(".")
+        return owner if name and self.packable(layer).adapter.read_by_owner(self.module(layer)) else layer
+
+    def bias_change(self, layer: str, name: str, biases: Mapping[str, Tensor]) -> Tensor | None:
+        """What the bias of a product gains.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+            name: Which of its weights.
+            biases: New values of the layer's parameters, by name.
+
+        Returns:
+            float64, one number per row; None for nothing.
+        """
+        bias = self.packable(layer).adapter.bias_of(self.module(layer), name) if biases else None
+        held = None if bias is None else self.module(layer)._parameters[bias]
+        if bias is None or held is None or bias not in biases:
+            return None
+        return biases[bias].double() - held.detach().double()
 
     def note_algorithm(self, layer: str, name: str) -> None:
         """Remember what chose a layer's codes; several for a layer of several weights.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import attrs
 import torch
@@ -71,21 +71,19 @@ class _Rows:
         return _Rows(_rows_of(self.codes, slice(start, stop)), self.shift[start:stop], self.fallback)
 
 
-Peers = Callable[[str, Scheme], bool]
-"""Whether a layer, given by name, will be fitted with a scheme as well."""
-
-
 class Fitter:
     """Fits weights one by one; those that meet the same inputs are solved together, and the others' codes kept.
 
     Args:
         algorithm: How codes are chosen.
         context: Of the run; statistics must have been collected.
-        peers: Tells which layers will be asked for.
+        peers: Names of the layers that will be asked for, all with the same schemes.
         corrects_bias: Whether biases will make up for the mean of the error.
     """
 
-    def __init__(self, algorithm: WeightAlgorithm, context: QuantContext, peers: Peers, *, corrects_bias: bool) -> None:
+    def __init__(
+        self, algorithm: WeightAlgorithm, context: QuantContext, peers: Collection[str], *, corrects_bias: bool
+    ) -> None:
         self._algorithm, self._context, self._peers = algorithm, context, peers
         self._corrects_bias = corrects_bias
         self._solved: dict[tuple[str, str, int, Scheme], _Rows] = {}
@@ -136,7 +134,7 @@ class Fitter:
             return found
         sharing = [] if self._context.statistics is None else list(self._context.statistics.sharing(part))
         members = [(key, part)]
-        members += [(other, rows) for other, rows in sharing if rows is not part and self._joins(other, scheme)]
+        members += [(other, rows) for other, rows in sharing if rows is not part and self._joins(other)]
         matrices = [self._matrix(other)[rows.start : rows.stop] for other, rows in members]
         solved = self._solve(torch.cat(matrices), part.moments, scheme)
         start = 0
@@ -146,9 +144,8 @@ class Fitter:
             start += len(matrix)
         return self._solved.pop((*key, part.start, scheme))
 
-    def _joins(self, key: tuple[str, str], scheme: Scheme) -> bool:
-        layer = key[0]
-        return self._peers(layer, scheme) and layer not in self._context.packed
+    def _joins(self, key: tuple[str, str]) -> bool:
+        return key[0] in self._peers and key[0] not in self._context.packed
 
     def _matrix(self, key: tuple[str, str]) -> Tensor:
         layer, name = key

@@ -43,6 +43,7 @@ def build_report(context: QuantContext) -> QuantReport:
         calibration=context.calibration,
         validation=context.validation,
         versions=_versions(context),
+        tradeoff=context.tradeoff,
     )
 
 

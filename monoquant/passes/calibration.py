@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import attrs
@@ -19,12 +20,16 @@ from monoquant.report import CalibrationFacts
 from monoquant.report.table import format_bytes
 from monoquant.restoring import undisturbed
 from monoquant.statistics.collector import MomentCollector
+from monoquant.statistics.gradients import GradientProbe
 from monoquant.statistics.listening import Listening
 from monoquant.statistics.store import Collected, Key, StatisticsStore, in_waves
 from monoquant.statistics.watch import ProductWatch, WatchedWeight
 from monoquant.values import Finding, Severity
 
 Progress = Callable[[int, int], None]
+_PROBED_SAMPLES = 32
+_PROBED_AT_ONCE = 4
+"""Going backward keeps what every layer computed for so many samples."""
 
 
 def _check_data(_instance: Any, _attribute: Any, data: Any) -> None:
@@ -110,6 +115,8 @@ class CalibrationPass(Pass):
             return run.over([one for one in weights if (one.layer, one.name) in keys])
 
         first = run.over(waves[0], listening)
+        if context.wanted_gradients:
+            context.gradients = run.probed({name: context.module(name) for name in sorted(context.wanted_gradients)})
         context.statistics = StatisticsStore([[(w.layer, w.name) for w in wave] for wave in waves], collect, first)
         context.observed = listening.fulfilled()
         seen = {layer for layer, _ in context.observed}
@@ -125,6 +132,7 @@ class _Run:
 
     def __init__(self, context: QuantContext, data: Batches, progress: bool | Progress) -> None:
         self._context, self._data, self._progress = context, data, progress
+        self._first_parts: list[Part] = []
         self.samples = self.batches = self.held_out = 0
 
     def over(self, weights: list[WatchedWeight], listening: Listening | None = None) -> Collected:
@@ -146,6 +154,7 @@ class _Run:
     def _feed(self, model: nn.Module, listeners: list[Any]) -> None:
         show = _progress_function(self._progress)
         self.samples = self.held_out = 0
+        self._first_parts = []
         try:
             for part in self._data.parts(hold_out=bool(self._context.wanted_moments)):
                 for listener in listeners:
@@ -158,7 +167,27 @@ class _Run:
             if self._progress is True:
                 sys.stderr.write("\n")
 
+    def probed(self, modules: Mapping[str, nn.Module]) -> GradientProbe:
+        """Go backward through the model for some of the samples that the last run began with.
+
+        Args:
+            modules: Whose outputs matter, by name.
+        """
+        probe = GradientProbe(modules)
+        model, forward = self._context.model, self._data.forward
+        with undisturbed(model):
+            pieces = (piece for part in self._first_parts for piece in self._data.pieces(part, _PROBED_AT_ONCE))
+            samples = 0
+            for piece in pieces:
+                probe.probe(partial(run_model, model, piece, forward))
+                samples += piece.samples
+                if samples >= _PROBED_SAMPLES:
+                    break
+        return probe
+
     def _count(self, part: Part) -> None:
+        if not part.held_out and sum(one.samples for one in self._first_parts) < _PROBED_SAMPLES:
+            self._first_parts.append(part)
         self.samples += part.samples
         self.held_out += part.samples * part.held_out
         self.batches = part.index + 1

@@ -14,6 +14,8 @@ from monoquant.errors import InputError, quoted
 from monoquant.passes.pack import PackPass
 from monoquant.values import AnyScheme, Finding, HalfScheme, Layer, Severity
 
+_WIDER = "use torch.bfloat16, or INT8"
+
 
 @attrs.frozen
 class HalfCastPass(PackPass):
@@ -43,13 +45,12 @@ class HalfCastPass(PackPass):
         limit = torch.finfo(self.dtype).max
         largest = max(_magnitude(weight) for weight in weights.values())
         if limit < largest < math.inf:
-            obstacle = Obstacle(
-                f"its weights reach {largest:.3g}, more than {self.dtype} can hold ({limit:.3g})",
-                "use torch.bfloat16, or INT8",
-            )
-            context.report([_overflow(layer.name, obstacle)])
-            return obstacle
+            return Obstacle(f"its weights reach {largest:.3g}, more than {self.dtype} can hold ({limit:.3g})", _WIDER)
         return self.scheme
+
+    def declined(self, layer: Layer, obstacle: Obstacle, context: QuantContext) -> None:
+        if obstacle.remedy == _WIDER:
+            context.report([_overflow(layer.name, obstacle)])
 
     def requires(self, context: QuantContext) -> None:
         limit = torch.finfo(self.dtype).max

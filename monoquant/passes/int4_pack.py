@@ -82,16 +82,13 @@ class Int4PackPass(PackPass):
 
     def representation(self, context: QuantContext) -> Represent:
         fitted: WeightAlgorithm = self.algorithm or (RoundToNearest() if context.statistics is None else Gptq())
-        own = {layer.name: context.plan[layer.name].scheme for layer in self.mine(context)}
-        fitter = Fitter(
-            fitted, context, lambda layer, scheme: own.get(layer) == scheme, corrects_bias=self.correct_bias
-        )
+        own = {layer.name for layer in self.mine(context)}
+        fitter = Fitter(fitted, context, own, corrects_bias=self.correct_bias)
 
         def represent(layer: str, name: str, scheme: AnyScheme) -> Represented:
             fit = fitter.fit(layer, name, scheme if isinstance(scheme, Scheme) else self.scheme)
-            context.report(fit.findings)
-            context.note_algorithm(layer, fit.algorithm)
-            return Represented(fit.weight, fit.digest, self._biases(layer, name, fit, context))
+            biases = self._biases(layer, name, fit, context)
+            return Represented(fit.weight, fit.digest, biases, fit.algorithm, fit.findings)
 
         return represent
 

@@ -109,16 +109,14 @@ class Int8PackPass(PackPass):
                 layers=broken,
             )
 
-    def extras(
-        self, layer: Layer, weights: Mapping[str, PackedWeight], context: QuantContext
-    ) -> Mapping[str, nn.Module]:
-        observer = self._observer(layer.name, context) if layer.name in self._static_layers(context) else None
+    def extras(self, layer: str, weights: Mapping[str, PackedWeight], context: QuantContext) -> Mapping[str, nn.Module]:
+        observer = self._observer(layer, context) if layer in self._static_layers(context) else None
         weight = weights.get("weight")
         if observer is None or not isinstance(weight, PackedMatrix):
             return {}
         scale, zero_point = observer.range().affine(8)
         if isinstance(observer, AutoObserver):
-            context.report([_choice(layer.name, observer)])
+            context.report([_choice(layer, observer)])
         return {"packed_input": InputQuantizer(scale, zero_point - _SIGN, weight)}
 
     def _static_layers(self, context: QuantContext) -> list[str]:

@@ -36,11 +36,15 @@ class Represented:
         weight: Itself.
         digest: Of its codes, taken before they were packed.
         biases: Float parameters of its module that take new values along with it, by name.
+        algorithm: What chose its codes, for the report; empty where nothing was chosen.
+        findings: What a person should know of that.
     """
 
     weight: PackedWeight
     digest: str
     biases: Mapping[str, Tensor] = attrs.field(factory=dict)
+    algorithm: str = ""
+    findings: tuple[Finding, ...] = ()
 
 
 Represent = Callable[[str, str, AnyScheme], Represented]
@@ -69,16 +73,27 @@ class PackPass(Pass):
         Args:
             layer: A layer that can be packed.
             packable: How.
-            context: Shared state; the plan is open, findings may be reported.
+            context: Shared state.
         """
         return self.scheme
 
+    def declined(self, layer: Layer, obstacle: Obstacle, context: QuantContext) -> None:
+        """Tell what a person should know of a layer that the pass cannot take; most passes need not.
+
+        Args:
+            layer: The layer.
+            obstacle: Why.
+            context: Shared state; the plan is open.
+        """
+
     def plan(self, context: QuantContext) -> None:
+        context.packers.setdefault(self.scheme.target, self)
         taken: dict[str, tuple[Packable, AnyScheme]] = {}
         for layer in self._open(context):
             outcome = self._examine(layer, context)
             if isinstance(outcome, Obstacle):
                 context.decline(layer.name, outcome)
+                self.declined(layer, outcome, context)
             else:
                 taken[layer.name] = outcome
         for name, leader in _followers(self._open(context), taken, context).items():
@@ -152,20 +167,55 @@ class PackPass(Pass):
     def run(self, context: QuantContext) -> None:
         represent = self.representation(context)
         for layer in self.mine(context):
-            scheme, packable = context.plan[layer.name].scheme or self.scheme, context.packable(layer.name)
-            weights: dict[str, PackedWeight] = {}
-            digests: dict[str, str] = {}
-            biases: dict[str, Tensor] = {}
-            for name in context.weight_names(layer.name):
-                twin = _twin(layer.name, name, packable.forms[name], scheme, context)
-                found = twin or represent(layer.name, name, scheme)
-                weights[name], digests[name] = found.weight, found.digest
-                biases.update(found.biases)
-                if twin is None:
-                    _adjust(found.weight, layer.name, name, context)
-            mixin = packable.adapter.mixin(context.module(layer.name), scheme)
-            extras = self.extras(layer, weights, context)
-            context.packed[layer.name] = PackedLayer(weights, mixin, extras, digests, biases)
+            scheme = context.plan[layer.name].scheme or self.scheme
+            weights = self.represented(layer.name, scheme, represent, context)
+            context.packed[layer.name] = self.assembled(layer.name, scheme, weights, context)
+            for one in weights.values():
+                context.report([*one.findings, *_underflow(layer.name, one.weight)])
+                if one.algorithm:
+                    context.note_algorithm(layer.name, one.algorithm)
+
+    def represented(
+        self, layer: str, scheme: AnyScheme, represent: Represent, context: QuantContext
+    ) -> dict[str, Represented]:
+        """All weights of a layer, packed; a weight that was packed before is not packed again.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+            scheme: A representation that this pass knows.
+            represent: What :meth:`representation` returned.
+            context: Shared state.
+        """
+        forms = context.packable(layer).forms
+        found: dict[str, Represented] = {}
+        for name in context.weight_names(layer):
+            key = (*context.leading(layer, name), scheme)
+            known = _twin(layer, name, forms[name], scheme, context) or context.represented.get(key)
+            if known is None or (known.weight.form != forms[name] and _multiplies_integers(scheme)):
+                known = represent(layer, name, scheme)
+                _adjust(known.weight, layer, name, context)
+            found[name] = known
+        return found
+
+    def assembled(
+        self, layer: str, scheme: AnyScheme, weights: Mapping[str, Represented], context: QuantContext
+    ) -> PackedLayer:
+        """What a layer becomes with its packed weights.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+            scheme: The representation of its weights.
+            weights: By name.
+            context: Shared state.
+        """
+        packed = {name: one.weight for name, one in weights.items()}
+        return PackedLayer(
+            weights=packed,
+            mixin=context.packable(layer).adapter.mixin(context.module(layer), scheme),
+            extras=self.extras(layer, packed, context),
+            digests={name: one.digest for name, one in weights.items()},
+            biases={name: value for one in weights.values() for name, value in one.biases.items()},
+        )
 
     def representation(self, context: QuantContext) -> Represent:
         """What turns one weight into a packed one; rounding to nearest, unless a subclass knows better.
@@ -179,13 +229,11 @@ class PackPass(Pass):
 
         return represent
 
-    def extras(
-        self, layer: Layer, weights: Mapping[str, PackedWeight], context: QuantContext
-    ) -> Mapping[str, nn.Module]:
+    def extras(self, layer: str, weights: Mapping[str, PackedWeight], context: QuantContext) -> Mapping[str, nn.Module]:
         """Submodules that a packed layer needs besides its weights; most need none.
 
         Args:
-            layer: A layer of this pass.
+            layer: Name of a layer of this pass.
             weights: Its packed weights by name.
             context: Shared state.
         """
@@ -223,7 +271,6 @@ def _twin(layer: str, name: str, form: MatrixForm, scheme: AnyScheme, context: Q
 def _adjust(packed: PackedWeight, layer: str, name: str, context: QuantContext) -> None:
     packed.dtype = context.original_weight(layer, name).dtype
     packed.was_trainable = is_trainable(context.module(layer), name)
-    context.report(_underflow(layer, packed))
 
 
 def _growth(layer: str, packable: Packable, scheme: AnyScheme, context: QuantContext) -> Obstacle | None:

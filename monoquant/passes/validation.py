@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import attrs
-from torch import Tensor
 
 from monoquant.context import QuantContext
 from monoquant.errors import PassError, ValidationError, quoted
@@ -72,11 +71,9 @@ class ValidationPass(Pass):
     def _probe(self, layer: str, context: QuantContext) -> tuple[str, Request[Any]]:
         """The module whose calls show a layer's outputs, and what to remember of them."""
         packable = context.packable(layer)
-        owner, _, name = layer.rpartition(".")
-        if name and packable.adapter.read_by_owner(context.module(layer)):
-            return owner, CallSample(self.sample_bytes)
-        if not packable.adapter.takes_rows:
-            return layer, CallSample(self.sample_bytes)
+        where = context.heard_at(layer)
+        if where != layer or not packable.adapter.takes_rows:
+            return where, CallSample(self.sample_bytes)
         (form,) = packable.forms.values()
         return layer, InputSample(self.sample_rows, form.columns)
 
@@ -109,7 +106,7 @@ class ValidationPass(Pass):
         product_inputs = None if in_integers else sample
         measured = sum(
             (
-                measure_weight(originals[name], weight, product_inputs, _correction(layer, name, context))
+                measure_weight(originals[name], weight, product_inputs, context.bias_change(layer, name, packed.biases))
                 for name, weight in packed.weights.items()
             ),
             Measurement(),
@@ -122,14 +119,6 @@ class ValidationPass(Pass):
             output, rows = _measure_calls(packed, where, layer, observer, context)
             return attrs.evolve(measured, output=output, rows=rows)
         return measured
-
-
-def _correction(layer: str, name: str, context: QuantContext) -> Tensor | None:
-    """What the bias of a product gained."""
-    module, biases = context.module(layer), context.packed[layer].biases
-    bias = context.packable(layer).adapter.bias_of(module, name) if biases else None
-    held = None if bias is None else module._parameters[bias]
-    return None if bias is None or held is None else biases[bias].double() - held.detach().double()
 
 
 def _measure_calls(

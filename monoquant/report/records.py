@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 import torch
 
+from monoquant.report.tradeoff import Tradeoff
 from monoquant.values import BUILT_IN, Action, AnyScheme, Finding, Origin
 
 
@@ -128,6 +129,7 @@ class ReportData:
         calibration: Calibration facts; None if there was no calibration.
         validation: The validation; None if there was none.
         versions: Pairs of package and version: monoquant, torch, active plugins.
+        tradeoff: How precision was shared out under a budget; None where there was none.
     """
 
     scheme: AnyScheme
@@ -139,6 +141,7 @@ class ReportData:
     calibration: CalibrationFacts | None = None
     validation: ValidationResult | None = None
     versions: tuple[tuple[str, str], ...] = ()
+    tradeoff: Tradeoff | None = None
 
     def by_action(self, action: Action) -> tuple[LayerReport, ...]:
         """Records of the layers with one kind of decision, in model order.
