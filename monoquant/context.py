@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import attrs
-from torch import Tensor, nn
 
 from monoquant.adapters.base import Obstacle
-from monoquant.adapters.choice import Packable, examine, readable_weights
 from monoquant.errors import PassError, quoted
 from monoquant.measurement import Measurement
-from monoquant.modules.packed_layer import PackedLayer
+from monoquant.model_view import ModelView
+from monoquant.modules.packed_layer import Represented
 from monoquant.modules.reparametrized import computed_weights
 from monoquant.observers import Request
-from monoquant.registry import Registry
 from monoquant.report import CalibrationFacts, ValidationResult
 from monoquant.report.table import format_bytes
 from monoquant.report.tradeoff import Tradeoff
-from monoquant.source import tensor_identity
 from monoquant.statistics.collector import RowStatistics
 from monoquant.statistics.gradients import GradientProbe
 from monoquant.statistics.store import StatisticsStore
@@ -30,7 +27,7 @@ O = TypeVar("O")  # noqa: E741 - the observer of a request
 
 
 @attrs.define(eq=False)
-class QuantContext:
+class QuantContext(ModelView):
     """The one mutable object of a run. Passes add to it; only the Quantizer writes to a model.
 
     Args:
@@ -68,11 +65,6 @@ class QuantContext:
         findings: What a person should know. (written by all passes; read by the report)
     """
 
-    model: nn.Module
-    scheme: AnyScheme
-    layers: tuple[Layer, ...]
-    registry: Registry
-    plan: dict[str, Decision] = attrs.field(factory=dict, init=False)
     targets: dict[str, Target] = attrs.field(factory=dict, init=False)
     obstacles: dict[str, Obstacle] = attrs.field(factory=dict, init=False)
     wanted: dict[str, list[Request[Any]]] = attrs.field(factory=dict, init=False)
@@ -83,26 +75,14 @@ class QuantContext:
     statistics: StatisticsStore | None = attrs.field(default=None, init=False)
     calibration: CalibrationFacts | None = attrs.field(default=None, init=False)
     packers: dict[str, Any] = attrs.field(factory=dict, init=False)  # passes live on a higher floor
-    represented: dict[tuple[str, str, AnyScheme], Any] = attrs.field(factory=dict, init=False)
-    packed: dict[str, PackedLayer] = attrs.field(factory=dict, init=False)
+    represented: dict[tuple[str, str, AnyScheme], Represented] = attrs.field(factory=dict, init=False)
     algorithms: dict[str, str] = attrs.field(factory=dict, init=False)
     measurements: dict[str, Measurement] = attrs.field(factory=dict, init=False)
     validation: ValidationResult | None = attrs.field(default=None, init=False)
     tradeoff: Tradeoff | None = attrs.field(default=None, init=False)
     findings: list[Finding] = attrs.field(factory=list, init=False)
-    _replaced_weights: dict[tuple[str, str], Tensor] = attrs.field(factory=dict, init=False)
-    _examined: dict[str, Packable | Obstacle] = attrs.field(factory=dict, init=False)
-    _readable: dict[str, dict[str, Tensor]] = attrs.field(factory=dict, init=False)
     _planning: bool = attrs.field(default=True, init=False)
     _current_layer: str | None = attrs.field(default=None, init=False)
-
-    def module(self, layer: str) -> nn.Module:
-        """The live module of a layer.
-
-        Args:
-            layer: Its name.
-        """
-        return self.model.get_submodule(layer)
 
     def decide(self, decision: Decision) -> None:
         """Give a layer its one answer; only in the plan phase.
@@ -163,31 +143,6 @@ class QuantContext:
         """
         self.obstacles.setdefault(layer, obstacle)
 
-    def examine(self, layer: str) -> Packable | Obstacle:
-        """Whether and how a layer can be packed, by the registered adapters.
-
-        Args:
-            layer: Its name.
-        """
-        if layer not in self._examined:
-            adapters = [entry.value for entry in self.registry.adapters]
-            self._examined[layer] = examine(self.module(layer), adapters)
-        return self._examined[layer]
-
-    def packable(self, layer: str) -> Packable:
-        """How a layer is packed.
-
-        Args:
-            layer: Name of a layer the plan quantizes.
-
-        Raises:
-            PassError: When it cannot be packed.
-        """
-        found = self.examine(layer)
-        if isinstance(found, Obstacle):
-            raise PassError(f"layer {layer!r} cannot be packed: {found.reason}", layers=[layer])
-        return found
-
     def undecided(self) -> list[Layer]:
         """Layers without an answer so far, in model order."""
         return [layer for layer in self.layers if layer.name not in self.plan]
@@ -220,101 +175,6 @@ class QuantContext:
     def forget_current_layer(self) -> None:
         """Tell that a new pass begins; called by the Quantizer."""
         self._current_layer = None
-
-    def weight_names(self, layer: str) -> tuple[str, ...]:
-        """Names of the parameters of a layer that are packed.
-
-        Args:
-            layer: Name of a layer the plan quantizes.
-        """
-        return self.plan[layer].weights if layer in self.plan else ()
-
-    def weight(self, layer: str, name: str | None = None) -> Tensor:
-        """The float weight that will be packed: the model's, unless a pass replaced it.
-
-        Args:
-            layer: Name of a layer the plan quantizes.
-            name: Which of its weights; default: the first one (most layers have one).
-
-        Returns:
-            In the parameter's own shape, ``[out_features, in_features]`` for a Linear; do not write to it.
-        """
-        name = self._weight_name(layer, name)
-        replaced = self._replaced_weights.get((layer, name))
-        return self.original_weight(layer, name) if replaced is None else replaced
-
-    def original_weight(self, layer: str, name: str | None = None) -> Tensor:
-        """The model's own float weight, which the damage is measured against.
-
-        Args:
-            layer: Name of a layer that has a weight.
-            name: Which of its weights; default: the first one.
-
-        Returns:
-            Without gradient; where a parametrization computes the weight, as it does in eval mode.
-        """
-        name = self._weight_name(layer, name)
-        weight = self._readable_weights(layer).get(name)
-        if weight is None:
-            raise PassError(f"layer {layer!r} has no weight {name!r}", layers=[layer])
-        return weight
-
-    def readable_weights(self, layer: str, names: Iterable[str]) -> list[Tensor]:
-        """Some of what a layer's module reads as its weights, also before the plan is made.
-
-        Args:
-            layer: Its name.
-            names: Names of the weights.
-        """
-        held = self._readable_weights(layer)
-        return [held[name] for name in names]
-
-    def _readable_weights(self, layer: str) -> dict[str, Tensor]:
-        # Kept, because a computed weight would be another tensor each time.
-        if layer not in self._readable:
-            self._readable[layer] = readable_weights(self.module(layer))
-        return self._readable[layer]
-
-    def _weight_name(self, layer: str, name: str | None) -> str:
-        return name or next(iter(self.weight_names(layer)), "weight")
-
-    def replace_weight(self, layer: str, weight: Tensor, name: str | None = None) -> None:
-        """Pack another tensor in place of the model's weight, also for layers that are tied to it.
-
-        The model is not touched.
-
-        Args:
-            layer: Name of a layer that is not packed yet.
-            weight: Same shape as :meth:`weight`, any real float dtype, finite.
-            name: Which of its weights; default: the first one.
-
-        Raises:
-            PassError: When the layer is packed already or the shape differs.
-        """
-        if layer in self.packed:
-            raise PassError(f"layer {layer!r} is packed already: put this pass before the packing one", layers=[layer])
-        expected = tuple(self.original_weight(layer, name).shape)
-        if tuple(weight.shape) != expected:
-            given = tuple(weight.shape)
-            raise PassError(f"weight for layer {layer!r} has shape {given}, not {expected}", layers=[layer])
-        tied = self.tied_weights(layer, self._weight_name(layer, name))
-        self._replaced_weights.update(dict.fromkeys(tied, weight))
-
-    def tied_weights(self, layer: str, name: str) -> list[tuple[str, str]]:
-        """All packed weights that are one tensor with a given one, itself first.
-
-        Args:
-            layer: Name of a layer the plan quantizes.
-            name: Which of its weights.
-
-        Returns:
-            Pairs of layer and parameter name.
-        """
-        identity = tensor_identity(self.original_weight(layer, name))
-        ties = next(found.ties for found in self.layers if found.name == layer)
-        candidates = [(other, one) for other in (layer, *ties) for one in self.weight_names(other)]
-        same = [pair for pair in candidates if tensor_identity(self.original_weight(*pair)) == identity]
-        return [(layer, name), *(pair for pair in same if pair != (layer, name))]
 
     def want(self, layer: str, request: Request[Any]) -> None:
         """Ask that calibration collects a statistic of a layer's inputs.
@@ -374,48 +234,6 @@ class QuantContext:
         """
         return () if self.statistics is None else self.statistics.of(self.leading(layer, name))
 
-    def correctable_bias(self, layer: str, name: str) -> str | None:
-        """The bias that is added to a weight's product and to nothing else, so that it can make up for its error.
-
-        Args:
-            layer: Name of a layer the plan quantizes.
-            name: Which of its weights.
-
-        Returns:
-            The name of the layer's parameter; None if there is none.
-        """
-        module = self.module(layer)
-        bias = self.packable(layer).adapter.bias_of(module, name)
-        held = None if bias is None else module._parameters[bias]
-        owners = [one for one in self.model.modules() if any(held is other for other in one._parameters.values())]
-        return bias if held is not None and len(owners) == 1 else None
-
-    def heard_at(self, layer: str) -> str:
-        """The module whose calls show a layer's outputs: itself, unless its owner reads its weight without calling it.
-
-        Args:
-            layer: Name of a layer the plan quantizes.
-        """
-        owner, _, name = layer.rpartition(".")
-        return owner if name and self.packable(layer).adapter.read_by_owner(self.module(layer)) else layer
-
-    def bias_change(self, layer: str, name: str, biases: Mapping[str, Tensor]) -> Tensor | None:
-        """What the bias of a product gains.
-
-        Args:
-            layer: Name of a layer the plan quantizes.
-            name: Which of its weights.
-            biases: New values of the layer's parameters, by name.
-
-        Returns:
-            float64, one number per row; None for nothing.
-        """
-        bias = self.packable(layer).adapter.bias_of(self.module(layer), name) if biases else None
-        held = None if bias is None else self.module(layer)._parameters[bias]
-        if bias is None or held is None or bias not in biases:
-            return None
-        return biases[bias].double() - held.detach().double()
-
     def note_algorithm(self, layer: str, name: str) -> None:
         """Remember what chose a layer's codes; several for a layer of several weights.
 
@@ -425,19 +243,6 @@ class QuantContext:
         """
         known = self.algorithms.get(layer)
         self.algorithms[layer] = name if known in (None, name) else f"{known} and {name}"
-
-    def leading(self, layer: str, name: str) -> tuple[str, str]:
-        """The one that stands for all weights that are tied to a weight.
-
-        Args:
-            layer: Name of a layer the plan quantizes.
-            name: Which of its weights.
-
-        Returns:
-            Layer and name of the first of them in model order.
-        """
-        order = {layer.name: index for index, layer in enumerate(self.layers)}
-        return min(self.tied_weights(layer, name), key=lambda pair: order[pair[0]])
 
     def report(self, findings: Sequence[Finding]) -> None:
         """Add findings, each once.

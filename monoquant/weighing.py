@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 import attrs
 from torch import Tensor
 
 from monoquant.budget import Cost, efficient, steps
 from monoquant.context import QuantContext
-from monoquant.modules.packed_weight import PackedWeight
+from monoquant.modules.packed_layer import Represented
 from monoquant.modules.storage import content_bytes
 from monoquant.numerics.metrics import Energy, energy_of
 from monoquant.report.tradeoff import Criterion, CurvePoint, Evaluation, LayerTradeoff, SchemeCost, Tradeoff
@@ -49,20 +48,24 @@ class Unit:
         layers: Their names.
         weights: Number of packed weights.
         options: Representations, the smallest first.
+        planned: Index of the one that was planned.
     """
 
     layers: tuple[str, ...]
     weights: int
     options: tuple[Option, ...]
+    planned: int
 
 
-def option(layers: Sequence[str], scheme: AnyScheme, packed: Mapping[str, Any], context: QuantContext) -> Option:
+def option(
+    layers: Sequence[str], scheme: AnyScheme, packed: Mapping[str, Mapping[str, Represented]], context: QuantContext
+) -> Option:
     """Weigh one representation.
 
     Args:
         layers: Layers that share weights.
         scheme: The representation.
-        packed: By layer, what each of its weights becomes (``Represented`` by name).
+        packed: By layer, what each of its weights becomes.
         context: Of the run; statistics must have been collected.
     """
     forms = {
@@ -74,15 +77,14 @@ def option(layers: Sequence[str], scheme: AnyScheme, packed: Mapping[str, Any], 
     return Option(scheme, sum(content_bytes(form, scheme) for form in forms.values()), energies)
 
 
-def _energy(layer: str, packed: Mapping[str, Any], context: QuantContext) -> Energy | None:
+def _energy(layer: str, packed: Mapping[str, Represented], context: QuantContext) -> Energy | None:
     """Signal and noise of a layer's products per input row, its weights taken together."""
     found = [_of_weight(layer, name, one, context) for name, one in packed.items()]
     known = [energy for energy in found if energy is not None]
     return sum(known, Energy()) if known else None
 
 
-def _of_weight(layer: str, name: str, packed: Any, context: QuantContext) -> Energy | None:
-    weight: PackedWeight = packed.weight
+def _of_weight(layer: str, name: str, packed: Represented, context: QuantContext) -> Energy | None:
     parts = context.input_statistics(layer, name)
     matrix = context.packable(layer).forms[name].to_matrix(context.original_weight(layer, name))
     correction = context.bias_change(layer, name, packed.biases)
@@ -90,7 +92,7 @@ def _of_weight(layer: str, name: str, packed: Any, context: QuantContext) -> Ene
     for part in parts:
         span = slice(part.start, part.stop)
         float_rows = matrix[span].float()
-        error = float_rows - weight.dequantized_rows(span).float()
+        error = float_rows - packed.weight.dequantized_rows(span).float()
         energy = _per_row(float_rows, error, part.moments, None if correction is None else correction[span])
         if energy is not None:
             total += Energy(energy.signal * part.moments.rows, energy.noise * part.moments.rows)
@@ -199,6 +201,19 @@ class Weighed:
         """
         size = sum(unit.options[index].size for unit, index in zip(self.units, chosen, strict=True))
         return 8 * size / sum(unit.weights for unit in self.units)
+
+    def schemes(self, chosen: Sequence[int]) -> dict[str, AnyScheme]:
+        """The representation of each layer in a choice.
+
+        Args:
+            chosen: Index of an option per unit.
+        """
+        pairs = zip(self.units, chosen, strict=True)
+        return {layer: unit.options[index].scheme for unit, index in pairs for layer in unit.layers}
+
+    def as_planned(self) -> list[int]:
+        """The choice that changes nothing."""
+        return [unit.planned for unit in self.units]
 
     def path(self) -> list[list[int]]:
         """Choices from the cheapest on, each one step better than the one before; of little worth come last."""

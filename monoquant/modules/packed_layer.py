@@ -9,6 +9,26 @@ from torch import Tensor, nn
 
 from monoquant.modules.packed_module import PackedModule, become_packed
 from monoquant.modules.packed_weight import PackedWeight
+from monoquant.values import Finding
+
+
+@attrs.frozen(eq=False)
+class Represented:
+    """A packed weight.
+
+    Args:
+        weight: Itself.
+        digest: Of its codes, taken before they were packed.
+        biases: Float parameters of its module that take new values along with it, by name.
+        algorithm: What chose its codes, for the report; empty where nothing was chosen.
+        findings: What a person should know of that.
+    """
+
+    weight: PackedWeight
+    digest: str
+    biases: Mapping[str, Tensor] = attrs.field(factory=dict)
+    algorithm: str = ""
+    findings: tuple[Finding, ...] = ()
 
 
 @attrs.frozen(eq=False)

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import attrs
-from torch import Tensor, nn
 
 from monoquant.adapters.base import Obstacle
 from monoquant.budget import choose
 from monoquant.context import QuantContext
-from monoquant.conversion import convert_in_place, copy_without_weights
 from monoquant.errors import ConfigError, InputError, quoted
+from monoquant.modules.packed_layer import Represented
 from monoquant.passes.base import Pass
 from monoquant.passes.calibration import CalibrationPass
-from monoquant.passes.pack import Represent, Represented
+from monoquant.passes.pack import Represent
 from monoquant.passes.skip_selection import SkipSelectionPass
-from monoquant.report.tradeoff import Evaluation, Tradeoff
-from monoquant.restoring import undisturbed
+from monoquant.passes.trials import Evaluate, Trials
+from monoquant.report.tradeoff import Tradeoff
 from monoquant.values import AnyScheme, Finding, Scheme, Severity
 from monoquant.weighing import Option, Unit, Weighed, option
 
-Evaluate = Callable[[nn.Module], float]
-"""Judges a model; higher is better."""
-_FINEST = 0.02
-"""Models that differ by fewer bits per weight are not told apart by evaluating them."""
+_MORE_BITS = 8
 
 
 def _check_positive(_instance: Any, attribute: Any, value: Any) -> None:
@@ -49,8 +45,8 @@ def _check_evaluate(_instance: Any, _attribute: Any, value: Any) -> None:
 
 
 def _check_evaluations(_instance: Any, _attribute: Any, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-        raise ConfigError(f"max_evaluations={value!r}: give a whole number >= 2, the float model's included")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 3:
+        raise ConfigError(f"max_evaluations={value!r}: give a whole number >= 3, the float model's included")
 
 
 def _check_sizes(_instance: Any, _attribute: Any, sizes: Any) -> None:
@@ -111,10 +107,10 @@ class BudgetPass(Pass):
             _unit(layers, list(self._schemes(layers[0], context)), represent, context) for layers in _tied(context)
         ]
         weighed = Weighed(units, context)
-        evaluations: list[Evaluation] = []
-        chosen = self._chosen(weighed, evaluations, represent, context)
+        trials = Trials(context, weighed, represent)
+        chosen = self._chosen(weighed, trials)
         self._settle(weighed, chosen, context)
-        context.tradeoff = weighed.tradeoff(chosen, evaluations)
+        context.tradeoff = weighed.tradeoff(chosen, trials.evaluations)
         context.report([*self._findings(weighed, chosen, context.tradeoff)])
 
     def _schemes(self, layer: str, context: QuantContext) -> Iterator[AnyScheme]:
@@ -132,13 +128,7 @@ class BudgetPass(Pass):
             if not isinstance(scheme, Obstacle) and scheme.bits > planned.bits:
                 yield scheme
 
-    def _chosen(
-        self,
-        weighed: Weighed,
-        evaluations: list[Evaluation],
-        represent: Mapping[str, Represent],
-        context: QuantContext,
-    ) -> list[int]:
+    def _chosen(self, weighed: Weighed, trials: Trials) -> list[int]:
         if self.target_sqnr_db is not None:
             return weighed.reaching(self.target_sqnr_db)
         if self.target_bits_per_weight is not None:
@@ -151,47 +141,9 @@ class BudgetPass(Pass):
                     f"takes, which is {least:.3f}: give that or more, or a larger group_size"
                 )
             return found
-        if self.evaluate is not None:
-            return self._searched(weighed, evaluations, represent, context)
-        return [_as_planned(unit, context) for unit in weighed.units]
-
-    def _searched(
-        self,
-        weighed: Weighed,
-        evaluations: list[Evaluation],
-        represent: Mapping[str, Represent],
-        context: QuantContext,
-    ) -> list[int]:
-        """The cheapest model whose value is good enough, by bisection of the curve."""
-        with undisturbed(context.model):
-            wanted = self._value(context.model) - (self.tolerated_drop or 0.0)
-        evaluations.append(Evaluation(_float_bits(weighed, context), wanted + (self.tolerated_drop or 0.0), True))
-
-        def passes(choice: list[int]) -> bool:
-            value = self._value(_model(weighed, choice, represent, context))
-            evaluations.append(Evaluation(weighed.bits(choice), value, value >= wanted))
-            return value >= wanted
-
-        path = weighed.path()
-        if passes(path[0]):
-            return path[0]
-        low, high = 0, len(path) - 1
-        while len(evaluations) < self.max_evaluations - 1:
-            middle = _between(weighed, path, low, high)
-            if middle is None:
-                break
-            low, high = (low, middle) if passes(path[middle]) else (middle, high)
-        if high == len(path) - 1:
-            passes(path[high])
-        return path[high]
-
-    def _value(self, model: nn.Module) -> float:
-        found = None if self.evaluate is None else self.evaluate(model)
-        number = isinstance(found, (int, float)) or (isinstance(found, Tensor) and found.numel() == 1)
-        value = float(found) if number and found is not None else math.nan
-        if not math.isfinite(value):
-            raise InputError(f"evaluate(model) returned {found!r}: return a finite number, higher is better")
-        return value
+        if self.evaluate is not None and self.tolerated_drop is not None:
+            return trials.search(self.evaluate, self.tolerated_drop, self.max_evaluations)
+        return weighed.as_planned()
 
     def _settle(self, weighed: Weighed, chosen: Sequence[int], context: QuantContext) -> None:
         """Write the choice into the plan, and forget the packed weights that were not chosen."""
@@ -233,12 +185,9 @@ class BudgetPass(Pass):
             outcome = "tolerated" if one.accepted else "too low"
             message = f"Evaluation {number}: {one.value:.6g} at {one.bits_per_weight:.3f} bits per weight, {outcome}."
             yield Finding("evaluated", Severity.INFO, message)
-        if tradeoff.evaluations and not tradeoff.evaluations[-1].accepted and not _was_met(tradeoff):
+        if tradeoff.evaluations and not any(one.accepted for one in tradeoff.evaluations[1:]):
             message = f"CRITICAL: no representation keeps the drop within {self.tolerated_drop:g}."
             yield Finding("drop-not-met", Severity.CRITICAL, message, remedy="Tolerate more, or skip layers.")
-
-
-_MORE_BITS = 8
 
 
 def _weighed_layers(context: QuantContext) -> list[str]:
@@ -274,50 +223,5 @@ def _unit(
         for name in context.weight_names(layer)
     }
     weights = sum(form.rows * form.columns for form in forms.values())
-    return Unit(tuple(layers), weights, tuple(sorted(options, key=lambda one: one.size)))
-
-
-def _as_planned(unit: Unit, context: QuantContext) -> int:
-    planned = context.plan[unit.layers[0]].scheme
-    return next(index for index, one in enumerate(unit.options) if one.scheme == planned)
-
-
-def _between(weighed: Weighed, path: Sequence[list[int]], low: int, high: int) -> int | None:
-    """The choice in the middle between two of them in bits; None if they hardly differ."""
-    least, most = weighed.bits(path[low]), weighed.bits(path[high])
-    if most - least < _FINEST or high - low < 2:
-        return None
-    middle = (least + most) / 2
-    return min(range(low + 1, high), key=lambda index: abs(weighed.bits(path[index]) - middle))
-
-
-def _model(
-    weighed: Weighed, choice: Sequence[int], represent: Mapping[str, Represent], context: QuantContext
-) -> nn.Module:
-    """The model that a choice would become, beside the user's."""
-    schemes = {
-        layer: unit.options[index].scheme
-        for unit, index in zip(weighed.units, choice, strict=True)
-        for layer in unit.layers
-    }
-    packed = {}
-    for layer in context.quantized_layers():
-        scheme = schemes.get(layer.name) or context.plan[layer.name].scheme or context.scheme
-        packer = context.packers[scheme.target]
-        weights = packer.represented(layer.name, scheme, represent[scheme.target], context)
-        for name, one in weights.items():
-            context.represented[(*context.leading(layer.name, name), scheme)] = one
-        packed[layer.name] = packer.assembled(layer.name, scheme, weights, context)
-    model = copy_without_weights(context.model, {name: context.weight_names(name) for name in packed})
-    convert_in_place(model, packed)
-    return model.eval()
-
-
-def _float_bits(weighed: Weighed, context: QuantContext) -> float:
-    layers = [layer for unit in weighed.units for layer in unit.layers]
-    sizes = [context.original_weight(layer).element_size() for layer in layers]
-    return 8 * max(sizes)
-
-
-def _was_met(tradeoff: Tradeoff) -> bool:
-    return any(one.accepted for one in tradeoff.evaluations[1:])
+    ordered = sorted(options, key=lambda one: one.size)
+    return Unit(tuple(layers), weights, tuple(ordered), ordered.index(options[0]))

@@ -16,8 +16,9 @@ from monoquant.algorithms.round_to_nearest import RoundToNearest
 from monoquant.context import QuantContext
 from monoquant.errors import ConfigError, require_flag
 from monoquant.fitting import Fit, Fitter
+from monoquant.modules.packed_layer import Represented
 from monoquant.passes.code_pack import refuse_large_scales
-from monoquant.passes.pack import PackPass, Represent, Represented
+from monoquant.passes.pack import PackPass, Represent
 from monoquant.values import AnyScheme, Scheme
 
 AUTO = "auto"

@@ -15,7 +15,7 @@ from monoquant.adapters.choice import Packable
 from monoquant.adapters.code import writer_of
 from monoquant.context import QuantContext
 from monoquant.errors import InputError, PassError, quoted
-from monoquant.modules.packed_layer import PackedLayer
+from monoquant.modules.packed_layer import PackedLayer, Represented
 from monoquant.modules.packed_module import is_trainable
 from monoquant.modules.packed_weight import PackedWeight
 from monoquant.modules.storage import content_bytes, pack_weight
@@ -26,26 +26,6 @@ from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.report.table import format_bytes
 from monoquant.source import own_parameters, tensor_identity
 from monoquant.values import Action, AnyScheme, Decision, Finding, Layer, Scheme, Severity
-
-
-@attrs.frozen(eq=False)
-class Represented:
-    """A packed weight.
-
-    Args:
-        weight: Itself.
-        digest: Of its codes, taken before they were packed.
-        biases: Float parameters of its module that take new values along with it, by name.
-        algorithm: What chose its codes, for the report; empty where nothing was chosen.
-        findings: What a person should know of that.
-    """
-
-    weight: PackedWeight
-    digest: str
-    biases: Mapping[str, Tensor] = attrs.field(factory=dict)
-    algorithm: str = ""
-    findings: tuple[Finding, ...] = ()
-
 
 Represent = Callable[[str, str, AnyScheme], Represented]
 """From the name of a layer, that of one of its weights and a scheme to the packed weight."""
