@@ -3,8 +3,9 @@
 - Call: :func:`quantize`, :func:`static_quantize`, :func:`dynamic_quantize`, :func:`dequantize`,
   :func:`get_layers_to_skip`.
 - Compose: :class:`Quantizer` with passes (:class:`CalibrationPass`, :class:`SkipSelectionPass`,
-  :class:`Int4PackPass`, :class:`Int8PackPass`, :class:`HalfCastPass`, :class:`ValidationPass`,
-  :class:`AccuracyWarningPass`, or subclasses of :class:`Pass`).
+  :class:`BudgetPass`, :class:`Int4PackPass`, :class:`Int8PackPass`, :class:`HalfCastPass`,
+  :class:`ValidationPass`, :class:`AccuracyWarningPass`, or subclasses of :class:`Pass`).
+- Choose codes: :class:`RoundToNearest`, :class:`ClipSearch`, :class:`Gptq`, or subclasses of :class:`WeightAlgorithm`.
 - Choose layers: :class:`TypeRule`, :class:`NameRule`, :class:`ThresholdRule`, or subclasses of :class:`SkipRule`.
 - Judge: :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of :class:`WarningCheck`.
 - Keep: :func:`save`, :func:`load`, :func:`load_report`.
@@ -16,8 +17,13 @@ from importlib.metadata import version as _version
 
 from monoquant.adapters.base import ModuleAdapter, Obstacle
 from monoquant.adapters.parameters import ParameterAdapter
+from monoquant.algorithms.base import Needs, Solution, WeightAlgorithm, WeightProblem
+from monoquant.algorithms.clip_search import ClipSearch
+from monoquant.algorithms.gptq import Gptq
+from monoquant.algorithms.round_to_nearest import RoundToNearest
 from monoquant.api import check_accuracy_warnings, dynamic_quantize, get_layers_to_skip, quantize, static_quantize
 from monoquant.checks import AccuracyGate, WarningCheck
+from monoquant.comparison import Comparison
 from monoquant.context import QuantContext
 from monoquant.conversion import dequantize
 from monoquant.errors import (
@@ -41,9 +47,11 @@ from monoquant.modules.linear import (
     Int8StaticLinear,
 )
 from monoquant.modules.packed_module import PackedModule
+from monoquant.numerics.affine import GroupCodes
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.passes.accuracy_warning import AccuracyWarningPass
 from monoquant.passes.base import Pass
+from monoquant.passes.budget import BudgetPass
 from monoquant.passes.calibration import CalibrationPass
 from monoquant.passes.half_cast import HalfCastPass
 from monoquant.passes.int4_pack import Int4PackPass
@@ -53,7 +61,15 @@ from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.passes.validation import ValidationPass
 from monoquant.quantizer import Quantizer, QuantResult
 from monoquant.registry import Registered, Registry
-from monoquant.report import CalibrationFacts, LayerReport, QuantizationInfo, QuantReport, ValidationResult
+from monoquant.report import (
+    CalibrationFacts,
+    ComparisonResult,
+    LayerReport,
+    QuantizationInfo,
+    QuantReport,
+    Tradeoff,
+    ValidationResult,
+)
 from monoquant.rules import (
     DEFAULT_INT4_SKIP,
     AllRule,
@@ -79,12 +95,18 @@ __all__ = [
     "AllRule",
     "Ancestor",
     "AnyRule",
+    "BudgetPass",
     "CalibrationFacts",
     "CalibrationPass",
+    "ClipSearch",
+    "Comparison",
+    "ComparisonResult",
     "ConfigError",
     "Decision",
     "FileError",
     "Finding",
+    "Gptq",
+    "GroupCodes",
     "HalfCastPass",
     "HalfLinear",
     "HalfScheme",
@@ -101,6 +123,7 @@ __all__ = [
     "ModuleAdapter",
     "MonoquantError",
     "NameRule",
+    "Needs",
     "NotRule",
     "Obstacle",
     "Origin",
@@ -118,16 +141,21 @@ __all__ = [
     "Quantizer",
     "Registered",
     "Registry",
+    "RoundToNearest",
     "Scheme",
     "Severity",
     "SkipRule",
     "SkipSelectionPass",
+    "Solution",
     "ThresholdRule",
+    "Tradeoff",
     "TypeRule",
     "ValidationError",
     "ValidationPass",
     "ValidationResult",
     "WarningCheck",
+    "WeightAlgorithm",
+    "WeightProblem",
     "check_accuracy_warnings",
     "dequantize",
     "dynamic_quantize",

@@ -14,15 +14,18 @@ from monoquant.adapters.base import ModuleAdapter
 from monoquant.algorithms.base import WeightAlgorithm
 from monoquant.batches import Forward
 from monoquant.checks import AccuracyGate
+from monoquant.comparison import Comparison
 from monoquant.errors import ConfigError, InputError, require_flag
 from monoquant.formats.weights_file import read_weights
 from monoquant.hooks import PluginManager
 from monoquant.modules.tensor_holder import hold
 from monoquant.passes.accuracy_warning import AccuracyWarningPass
 from monoquant.passes.base import Pass
+from monoquant.passes.budget import BudgetPass
 from monoquant.passes.calibration import CalibrationPass, Progress
 from monoquant.passes.pack import PackPass
 from monoquant.passes.skip_selection import Names, SkipSelectionPass, Types, name_rules, type_rules
+from monoquant.passes.trials import Evaluate
 from monoquant.passes.validation import ValidationPass
 from monoquant.precision import (
     DTYPES,
@@ -59,6 +62,10 @@ def quantize(
     observer: str = "minmax",
     quality: Quality = "auto",
     algorithm: str | WeightAlgorithm | None = None,
+    target_bits_per_weight: float | None = None,
+    target_sqnr_db: float | None = None,
+    evaluate: Evaluate | None = None,
+    tolerated_drop: float | None = None,
     calibration_data: Iterable[Any] | None = None,
     num_calibration_samples: int = 150,
     select: int | str | None = None,
@@ -76,6 +83,7 @@ def quantize(
     rules: Iterable[SkipRule] = (),
     adapters: Iterable[ModuleAdapter] = (),
     run_validation: bool = True,
+    compare: Comparison | Iterable[Any] | None = None,
     on_failure: Policy = "error",
     accuracy_warning: Policy = "warn",
     sqnr_warning_threshold: float = 20.0,
@@ -100,6 +108,12 @@ def quantize(
         quality: How much is done to choose INT4 codes well. ``"fast"`` rounds to nearest; ``"balanced"`` and ``"best"``
             fit codes to calibration data (clip_search, gptq). ``"auto"`` (default) is best with data, fast without.
         algorithm: What chooses INT4 codes, by name or object, instead of ``quality``; see :class:`Int4PackPass`.
+        target_bits_per_weight: Share precision out: bytes of packed weights, times 8, divided by their number. Layers
+            that matter more get smaller groups, INT8 or 16 bits; see :class:`BudgetPass` for this and the next three,
+            of which one goal may be given, with calibration data.
+        target_sqnr_db: SQNR that each layer's product must reach, as cheaply as possible.
+        evaluate: ``evaluate(model)`` judges a model, higher is better: the cheapest one is searched.
+        tolerated_drop: How far below the float model's value is good enough.
         calibration_data: Batches to fit INT4 codes to and to measure layer outputs on; None (default) measures weights
             only. See :class:`CalibrationPass` for this and the next five.
         num_calibration_samples: Samples to use at most; default 150.
@@ -119,6 +133,8 @@ def quantize(
         rules: Further skip rules, each with a ``skip_to`` of its own; asked first; default none.
         adapters: Adapters for further kinds of modules; default none.
         run_validation: Whether to measure and check; default True. False leaves SQNR and sizes None.
+        compare: Batches, or a :class:`Comparison`, to compare the whole model's answers on: KL of logits, or cosine;
+            default None. Plain batches are given to the model as calibration data is.
         on_failure: What a failed packing, saving or range check does; default ``"error"``.
         accuracy_warning: ``"warn"`` (default), ``"error"`` or ``"ignore"`` when the damage is large.
         sqnr_warning_threshold: dB; default 20.
@@ -165,9 +181,11 @@ def quantize(
     elif (num_calibration_samples, select, forward, progress, statistics_bytes) != _CALIBRATION_DEFAULTS:
         options = "num_calibration_samples, select, forward, progress and statistics_bytes"
         raise ConfigError(f"{options} do nothing without calibration_data")
+    budget = _budget(target_bits_per_weight, target_sqnr_db, evaluate, tolerated_drop, calibration)
     gate = AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
-    validation = ValidationPass(on_failure) if run_validation else None
-    steps = (skips, calibration, pack, *secondary_passes(target), validation, gate)
+    compared = _comparison(compare, select, forward, run_validation)
+    validation = ValidationPass(on_failure, compare=compared) if run_validation else None
+    steps = (skips, calibration, budget, pack, *secondary_passes(target), validation, gate)
     module = _as_module(model, calibration, activations)
     return _quantizer(steps, plugins, adapters).run(module, inplace=inplace)
 
@@ -415,6 +433,35 @@ def _as_module(
     if activations is not None:
         raise ConfigError(f"activations={activations!r} is about how a module runs, and a state dict has none")
     return hold(model)
+
+
+def _budget(
+    target_bits_per_weight: float | None,
+    target_sqnr_db: float | None,
+    evaluate: Evaluate | None,
+    tolerated_drop: float | None,
+    calibration: CalibrationPass | None,
+) -> BudgetPass | None:
+    goals = (target_bits_per_weight, target_sqnr_db, evaluate, tolerated_drop)
+    if all(goal is None for goal in goals):
+        return None
+    budget = BudgetPass(*goals)
+    if calibration is None:
+        raise ConfigError("precision is shared out by what calibration data shows: give calibration_data")
+    return budget
+
+
+def _comparison(
+    compare: Comparison | Iterable[Any] | None,
+    select: int | str | None,
+    forward: Forward | None,
+    run_validation: bool,
+) -> Comparison | None:
+    if compare is None:
+        return None
+    if not run_validation:
+        raise ConfigError("compare is a part of validation, which run_validation=False leaves out: leave one of them")
+    return compare if isinstance(compare, Comparison) else Comparison(compare, select=select, forward=forward)
 
 
 def _require_measured_gate(accuracy_warning: str, run_validation: bool) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from monoquant.errors import InputError
+from monoquant.errors import ConfigError, InputError
 
 Forward = Callable[[nn.Module, Any], Any]
 HELD_OUT_OF = 8
@@ -27,6 +28,7 @@ class Part:
         held_out: Whether the part is kept apart from what is fitted to.
         ends_batch: Whether the batch is done with it.
         batch: The whole batch, for messages.
+        what: What the data is for, for messages.
     """
 
     content: Any
@@ -35,6 +37,7 @@ class Part:
     batch: Any
     held_out: bool = False
     ends_batch: bool = True
+    what: str = "calibration"
 
     @property
     def counted(self) -> Tensor | None:
@@ -58,12 +61,14 @@ class Batches:
         most: Samples to use at most.
         select: Position or key of a batch's part that is the model's input; None for all of it.
         forward: Runs a model on a batch, whatever that is; None for the usual way.
+        what: What the data is for, for messages.
     """
 
     data: Iterable[Any]
     most: int
     select: int | str | None = None
     forward: Forward | None = None
+    what: str = "calibration"
 
     def parts(self, *, hold_out: bool) -> Iterator[Part]:
         """What to run a model on, in order; the last batch is cut to fit where it can be.
@@ -77,19 +82,19 @@ class Batches:
         """
         used = 0
         for index, batch in enumerate(noting_failures(self.data)):
-            chosen = choose_input(batch, index, self.select)
+            chosen = choose_input(batch, index, self.select, self.what)
             size = batch_size(chosen, index, counts_items=self.forward is not None)
             divisible = self.forward is None and is_divisible(chosen, size)
             if divisible and size > self.most - used:
                 size = self.most - used
                 chosen = samples_of(chosen, 0, size)
-            whole = Part(chosen, index, size, batch)
+            whole = Part(chosen, index, size, batch, what=self.what)
             yield from _split(whole, used if divisible else None) if hold_out else [whole]
             used += size
             if used >= self.most:
                 break
         if not used:
-            raise InputError("calibration data holds no samples: it is empty, or a generator that was used up before")
+            raise InputError(f"{self.what} data holds no samples: it is empty, or a generator that was used up before")
 
     def pieces(self, part: Part, size: int) -> Iterator[Part]:
         """A part in pieces of few samples, where it can be cut.
@@ -112,7 +117,9 @@ class Batches:
         batches, used = [], 0
         for index, batch in enumerate(noting_failures(self.data)):
             batches.append(batch)
-            used += batch_size(choose_input(batch, index, self.select), index, counts_items=self.forward is not None)
+            used += batch_size(
+                choose_input(batch, index, self.select, self.what), index, counts_items=self.forward is not None
+            )
             if used >= self.most:
                 break
         return attrs.evolve(self, data=batches)
@@ -139,13 +146,33 @@ def _split(whole: Part, before: int | None) -> Iterator[Part]:
         yield attrs.evolve(whole, content=samples_of(whole.content, cut, size), samples=apart, held_out=True)
 
 
-def choose_input(batch: Any, index: int, select: int | str | None) -> Any:
+def require_batches(data: Any, what: str) -> None:
+    """Refuse what is no iterable of batches.
+
+    Args:
+        data: What was given.
+        what: What it is for, for the message.
+
+    Raises:
+        ConfigError: For a single batch, a Dataset, or anything that cannot be iterated over.
+    """
+    if isinstance(data, (Tensor, Mapping, str, bytes)):
+        kind = type(data).__name__
+        raise ConfigError(f"{what} data is one {kind}: give an iterable of batches, such as [batch]")
+    if isinstance(data, Dataset):
+        raise ConfigError(f"{what} data is a Dataset, which yields single samples: give a DataLoader over it")
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise ConfigError(f"{what} data is {data!r}: give a DataLoader, a list or a generator of batches")
+
+
+def choose_input(batch: Any, index: int, select: int | str | None, what: str) -> Any:
     """The part of a batch that a model is given.
 
     Args:
         batch: Anything.
         index: Its number, for messages.
         select: Position or key of the part; None for the whole batch.
+        what: What the data is for, for messages.
 
     Raises:
         InputError: When the batch has no such part.
@@ -155,7 +182,7 @@ def choose_input(batch: Any, index: int, select: int | str | None) -> Any:
     try:
         chosen = batch[select]
     except (TypeError, IndexError, KeyError) as error:
-        message = f"calibration batch {index} ({describe(batch)}) has no item {select!r}; correct select="
+        message = f"{what} batch {index} ({describe(batch)}) has no item {select!r}; correct select="
         raise InputError(message) from error
     return chosen
 
@@ -182,12 +209,12 @@ def run_model(model: nn.Module, part: Part, forward: Forward | None) -> Any:
             return model(**given)
         return model(*given) if isinstance(given, (tuple, list)) else model(given)
     except torch.OutOfMemoryError as error:
-        error.add_note(f"while running calibration batch {part.index} ({describe(part.batch)})")
+        error.add_note(f"while running {part.what} batch {part.index} ({describe(part.batch)})")
         raise
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
         raise InputError(
-            f"the model failed on calibration batch {part.index} ({describe(part.batch)}): {failure}; if a batch "
+            f"the model failed on {part.what} batch {part.index} ({describe(part.batch)}): {failure}; if a batch "
             "holds more than the input, give select=0 or a forward(model, batch) function"
         ) from error
 

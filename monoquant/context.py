@@ -14,7 +14,7 @@ from monoquant.model_view import ModelView
 from monoquant.modules.packed_layer import Represented
 from monoquant.modules.reparametrized import computed_weights
 from monoquant.observers import Request
-from monoquant.report import CalibrationFacts, ValidationResult
+from monoquant.report import CalibrationFacts, ComparisonResult, ValidationResult
 from monoquant.report.table import format_bytes
 from monoquant.report.tradeoff import Tradeoff
 from monoquant.statistics.collector import RowStatistics
@@ -61,6 +61,7 @@ class QuantContext(ModelView):
         algorithms: What chose the codes, by layer name. (written by packing passes; read by the report)
         measurements: Damage by layer name. (written by ValidationPass; read by the report)
         validation: Totals and failed checks. (written by ValidationPass; read by the report)
+        comparison: How far the model's answers moved. (written by ValidationPass; read by the report)
         tradeoff: How precision was shared out. (written by BudgetPass; read by the report)
         findings: What a person should know. (written by all passes; read by the report)
     """
@@ -79,6 +80,7 @@ class QuantContext(ModelView):
     algorithms: dict[str, str] = attrs.field(factory=dict, init=False)
     measurements: dict[str, Measurement] = attrs.field(factory=dict, init=False)
     validation: ValidationResult | None = attrs.field(default=None, init=False)
+    comparison: ComparisonResult | None = attrs.field(default=None, init=False)
     tradeoff: Tradeoff | None = attrs.field(default=None, init=False)
     findings: list[Finding] = attrs.field(factory=list, init=False)
     _planning: bool = attrs.field(default=True, init=False)

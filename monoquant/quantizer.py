@@ -17,7 +17,7 @@ from monoquant.modules.tensor_holder import hold
 from monoquant.passes.base import Pass
 from monoquant.passes.pack import PackPass
 from monoquant.registry import Registry
-from monoquant.report import QuantizationInfo, QuantReport
+from monoquant.report import QuantizationInfo, QuantReport, Tradeoff
 from monoquant.report.wording import texts
 from monoquant.source import inventory
 from monoquant.summary import build_report
@@ -109,11 +109,13 @@ class Quantizer:
         """The scheme of the first packing pass."""
         return next(pass_.scheme for pass_ in self.passes if isinstance(pass_, PackPass))
 
-    def plan(self, model: nn.Module | Mapping[str, Tensor]) -> tuple[Decision, ...]:
+    def plan(self, model: nn.Module | Mapping[str, Tensor], *, measured: bool = False) -> tuple[Decision, ...]:
         """Dry run: what would become of every layer, decided from names, types and shapes.
 
         Args:
             model: The float model, or its state dict; weights on the meta device are fine. It is left alone.
+            measured: True runs the passes before the first packing one as well, so that the choices of a BudgetPass,
+                which need data, are in the plan; default False.
 
         Returns:
             Exactly one decision for every module that owns parameters, in model order.
@@ -121,7 +123,43 @@ class Quantizer:
         Raises:
             InputError: When the model cannot be quantized at all, such as lazy or quantized ones.
         """
-        return self._planned(_as_module(model)).decisions()
+        require_flag("measured", measured)
+        if not measured:
+            return self._planned(_as_module(model)).decisions()
+        return self._measured(_as_module(model)).decisions()
+
+    def weigh(self, model: nn.Module | Mapping[str, Tensor]) -> Tradeoff:
+        """Rank layers by what more precision would bring, without quantizing the model.
+
+        Args:
+            model: The float model, left alone. The pipeline needs a BudgetPass; one without a goal will do.
+
+        Returns:
+            The ranking, and the curve of noise over bits per weight; ``print`` it.
+
+        Raises:
+            ConfigError: When no pass of the pipeline weighs.
+            MonoquantError: As :meth:`run`.
+        """
+        found = self._measured(_as_module(model)).tradeoff
+        if found is None:
+            raise ConfigError("no pass of this pipeline weighs layers: add BudgetPass() before the packing passes")
+        return found
+
+    def _measured(self, model: nn.Module) -> QuantContext:
+        context = self._planned(model)
+        _require_work(context)
+        with torch.inference_mode(False):
+            self._each("prepare", context)
+            for index, pass_ in enumerate(self.passes):
+                if isinstance(pass_, PackPass):
+                    break
+                self._run_pass(index, context)
+        return context
+
+    def _run_pass(self, index: int, context: QuantContext) -> None:
+        for phase in ("requires", "run", "ensures"):
+            self._call(phase, index, context)
 
     def run(self, model: nn.Module | Mapping[str, Tensor], *, inplace: bool = False) -> QuantResult:
         """Quantize a model.
@@ -148,8 +186,7 @@ class Quantizer:
         target = model if inplace else copy_without_weights(model, _quantized(context))
         self._each("prepare", context)
         for index in range(len(self.passes)):
-            for phase in ("requires", "run", "ensures"):
-                self._call(phase, index, context)
+            self._run_pass(index, context)
         report = build_report(context)
         convert_in_place(target, context.packed)
         return QuantResult(target, _info(report), report)

@@ -44,6 +44,7 @@ def build_report(context: QuantContext) -> QuantReport:
         validation=context.validation,
         versions=_versions(context),
         tradeoff=context.tradeoff,
+        comparison=context.comparison,
     )
 
 

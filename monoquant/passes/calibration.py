@@ -9,10 +9,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 import attrs
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
-from monoquant.batches import Batches, Forward, Part, run_model
+from monoquant.batches import Batches, Forward, Part, require_batches, run_model
 from monoquant.context import QuantContext
 from monoquant.errors import ConfigError, quoted
 from monoquant.passes.base import Pass
@@ -33,13 +32,7 @@ _PROBED_AT_ONCE = 4
 
 
 def _check_data(_instance: Any, _attribute: Any, data: Any) -> None:
-    if isinstance(data, (Tensor, Mapping, str, bytes)):
-        kind = type(data).__name__
-        raise ConfigError(f"calibration data is one {kind}: give an iterable of batches, such as [batch]")
-    if isinstance(data, Dataset):
-        raise ConfigError("calibration data is a Dataset, which yields single samples: give a DataLoader over it")
-    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
-        raise ConfigError(f"calibration data is {data!r}: give a DataLoader, a list or a generator of batches")
+    require_batches(data, "calibration")
 
 
 def _check_samples(_instance: Any, _attribute: Any, value: Any) -> None:

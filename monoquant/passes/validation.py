@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import attrs
 
+from monoquant.comparison import Comparison
 from monoquant.context import QuantContext
 from monoquant.errors import PassError, ValidationError, quoted
 from monoquant.measurement import (
@@ -39,6 +40,10 @@ _MESSAGES = {
 }
 
 
+def _comparison(given: Any) -> Comparison | None:
+    return given if given is None or isinstance(given, Comparison) else Comparison(given)
+
+
 @attrs.frozen
 class ValidationPass(Pass):
     """Measure the SQNR of weights and, where calibration saw inputs, of outputs; check packing, saving and ranges.
@@ -50,6 +55,7 @@ class ValidationPass(Pass):
             per layer.
         sample_bytes: Bytes of inputs per layer to measure the outputs of other layers on (convolutions, attention,
             recurrent layers, embeddings, ...); default 4 MiB. A single sample is used even if it is larger.
+        compare: Data to compare the whole model's answers on, as a Comparison or as batches; default None.
     """
 
     follows: ClassVar[tuple[type[Pass], ...]] = (PackPass,)
@@ -59,6 +65,7 @@ class ValidationPass(Pass):
     on_failure: Literal["error", "warn", "ignore"] = attrs.field(default="error", validator=policy_validator)
     sample_rows: int = 256
     sample_bytes: int = 1 << 22
+    compare: Comparison | None = attrs.field(default=None, converter=_comparison)
 
     def __attrs_post_init__(self) -> None:
         InputSample(self.sample_rows, 1)  # refuses bad settings now rather than in the run
@@ -90,6 +97,9 @@ class ValidationPass(Pass):
             for layer in context.quantized_layers():
                 context.measurements[layer.name] = self._measure(layer.name, context)
                 failures += [(code, layer.name) for code in _failed_checks(context.packed[layer.name])]
+        if self.compare is not None:
+            context.comparison = self.compare.run(context)
+            context.report([self.compare.finding(context.comparison)])
         context.validation = _result(context, failures)
         context.report([_finding(code, name) for code, name in failures])
         if failures and self.on_failure == "error":

@@ -2,6 +2,15 @@
 
 from monoquant.report.info import QuantizationInfo
 from monoquant.report.quant_report import QuantReport
-from monoquant.report.records import CalibrationFacts, LayerReport, ValidationResult
+from monoquant.report.records import CalibrationFacts, ComparisonResult, LayerReport, ValidationResult
+from monoquant.report.tradeoff import Tradeoff
 
-__all__ = ["CalibrationFacts", "LayerReport", "QuantReport", "QuantizationInfo", "ValidationResult"]
+__all__ = [
+    "CalibrationFacts",
+    "ComparisonResult",
+    "LayerReport",
+    "QuantReport",
+    "QuantizationInfo",
+    "Tradeoff",
+    "ValidationResult",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import attrs
 import torch
 
@@ -91,6 +93,23 @@ class CalibrationFacts:
 
 
 @attrs.frozen
+class ComparisonResult:
+    """How far the quantized model's answers are from the float model's.
+
+    Args:
+        measure: ``"kl"`` of logits in nats, or ``"cosine"`` of vectors.
+        value: Its mean over rows; nan if an answer is not finite.
+        rows: Vectors that were compared.
+        samples: Samples they are of.
+    """
+
+    measure: Literal["kl", "cosine"]
+    value: float
+    rows: int
+    samples: int
+
+
+@attrs.frozen
 class ValidationResult:
     """The damage, and whether the result holds what it should.
 
@@ -130,6 +149,7 @@ class ReportData:
         validation: The validation; None if there was none.
         versions: Pairs of package and version: monoquant, torch, active plugins.
         tradeoff: How precision was shared out under a budget; None where there was none.
+        comparison: How far the whole model's answers moved; None if they were not compared.
     """
 
     scheme: AnyScheme
@@ -142,6 +162,7 @@ class ReportData:
     validation: ValidationResult | None = None
     versions: tuple[tuple[str, str], ...] = ()
     tradeoff: Tradeoff | None = None
+    comparison: ComparisonResult | None = None
 
     def by_action(self, action: Action) -> tuple[LayerReport, ...]:
         """Records of the layers with one kind of decision, in model order.
