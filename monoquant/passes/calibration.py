@@ -26,7 +26,9 @@ from monoquant.statistics.watch import ProductWatch, WatchedWeight
 from monoquant.values import Finding, Severity
 
 Progress = Callable[[int, int], None]
-_PROBED_SAMPLES = 32
+_PROBED_SAMPLES = 64
+_PROBED_ROWS = 1024
+"""So many rows of output, tokens say, are enough to rank layers; so many samples are where each is one row."""
 _PROBED_AT_ONCE = 4
 """Going backward keeps what every layer computed for so many samples."""
 
@@ -174,7 +176,7 @@ class _Run:
             for piece in pieces:
                 probe.probe(partial(run_model, model, piece, forward))
                 samples += piece.samples
-                if samples >= _PROBED_SAMPLES:
+                if samples >= _PROBED_SAMPLES or probe.rows >= _PROBED_ROWS:
                     break
         return probe
 

@@ -41,7 +41,8 @@ class GradientProbe:
 
     Attributes:
         found: Sensitivities by name; a module whose output has no gradient is missing.
-        output_energy: Sum of squares of the model's outputs; for logits, the number of rows.
+        output_energy: Sum of squares of the model's outputs; for logits, twice the number of rows.
+        rows: Vectors in the model's outputs.
         is_kl: Whether outputs are logits, and sums are of KL.
     """
 
@@ -51,6 +52,7 @@ class GradientProbe:
         self._generator = torch.Generator("cpu").manual_seed(0)
         self.found: dict[str, Sensitivity] = {}
         self.output_energy = 0.0
+        self.rows = 0
         self.is_kl = False
 
     def probe(self, run: Run) -> None:
@@ -67,6 +69,8 @@ class GradientProbe:
             if direction is None:
                 output = first_float(answer)
                 direction = None if output is None else self._random_direction(output)
+            if output is not None and output.dim():
+                self.rows += output.numel() // max(output.shape[-1], 1)
             if direction is not None and direction.requires_grad and self._outputs:
                 self._collect(direction)
         self._outputs.clear()
