@@ -134,9 +134,9 @@ class Fitter:
             return found
         sharing = [] if self._context.statistics is None else list(self._context.statistics.sharing(part))
         members = [(key, part)]
-        members += [(other, rows) for other, rows in sharing if rows is not part and self._joins(other)]
+        members += [(other, rows) for other, rows in sharing if rows is not part and self._joins(other, key)]
         matrices = [self._matrix(other)[rows.start : rows.stop] for other, rows in members]
-        solved = self._solve(torch.cat(matrices), part.moments, scheme)
+        solved = self._solve(torch.cat(matrices), part.moments, scheme, self._corrects(key))
         start = 0
         for (other, rows), matrix in zip(members, matrices, strict=True):
             chosen = solved.cut(start, start + len(matrix))
@@ -144,19 +144,22 @@ class Fitter:
             start += len(matrix)
         return self._solved.pop((*key, part.start, scheme))
 
-    def _joins(self, key: tuple[str, str]) -> bool:
-        return key[0] in self._peers and key[0] not in self._context.packed
+    def _joins(self, other: tuple[str, str], key: tuple[str, str]) -> bool:
+        asked_for = other[0] in self._peers and other[0] not in self._context.packed
+        return asked_for and self._corrects(other) == self._corrects(key)
+
+    def _corrects(self, key: tuple[str, str]) -> bool:
+        return self._corrects_bias and self._context.correctable_bias(*key) is not None
 
     def _matrix(self, key: tuple[str, str]) -> Tensor:
         layer, name = key
         return self._context.packable(layer).forms[name].to_matrix(self._context.weight(layer, name))
 
-    def _solve(self, matrix: Tensor, moments: Moments, scheme: Scheme) -> _Rows:
+    def _solve(self, matrix: Tensor, moments: Moments, scheme: Scheme, corrected: bool) -> _Rows:
         obstacle = _obstacle(moments)
         if obstacle is not None:
             return _rounded(matrix, scheme, moments, obstacle)
-        hessian = moments.hessian if self._algorithm.needs is Needs.HESSIAN else None
-        known = InputStatistics(moments.rows, moments.importance, hessian)
+        known = _known(moments, full=self._algorithm.needs is Needs.HESSIAN, centred=corrected)
         solution = solve(self._algorithm, matrix, scheme, known)
         if solution.fallback:
             return _rounded(matrix, scheme, moments, _Fallback(solution.fallback, "Give other or more data."))
@@ -168,7 +171,7 @@ class Fitter:
         if inputs is None or chosen.fallback is not None:
             return chosen
         nearest = _rounded(matrix, scheme, moments)
-        corrected = self._corrects_bias and self._context.correctable_bias(*key) is not None
+        corrected = self._corrects(key)
         fitted, plain = (_output_energy(matrix, rows, inputs, scheme, corrected) for rows in (chosen, nearest))
         if fitted.noise <= plain.noise:
             return chosen
@@ -194,6 +197,16 @@ class Fitter:
             message = f"Warning: calibration gave layer {quoted([layer])} {broken} input rows with NaN or Inf."
             remedy = "They were left out of its statistics; repair the data or the model."
             yield Finding("non-finite-inputs", Severity.WARNING, message, layer, remedy)
+
+
+def _known(moments: Moments, *, full: bool, centred: bool) -> InputStatistics:
+    """Statistics to fit to; those of inputs less their mean where a bias makes up for what the mean does."""
+    mean = moments.mean
+    importance = moments.importance - mean.square() if centred else moments.importance
+    hessian = moments.hessian if full else None
+    if hessian is not None and centred:
+        hessian = hessian.addr(mean, mean, alpha=-1)
+    return InputStatistics(moments.rows, importance.clamp_min(0), hessian)
 
 
 def _obstacle(moments: Moments) -> _Fallback | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monoquant.algorithms.base import Needs, Solution, WeightAlgorithm, WeightProblem
 from monoquant.algorithms.clip_search import search_grid
+from monoquant.algorithms.descent import descend
 from monoquant.algorithms.round_to_nearest import RoundToNearest
 from monoquant.errors import ConfigError
 from monoquant.numerics.affine import GroupCodes
@@ -33,18 +34,25 @@ def _check_damping(_instance: Any, _attribute: Any, value: Any) -> None:
         raise ConfigError(f"damping={value!r}: give a fraction of the mean of the Hessian's diagonal, such as 0.01")
 
 
+def _check_sweeps(_instance: Any, _attribute: Any, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"sweeps={value!r}: give a whole number >= 0")
+
+
 @attrs.frozen
 class Gptq(WeightAlgorithm):
     """Columns in order of ``E[x_j^2]``, groups fixed before (so nothing is needed at run time), ranges searched first.
 
     Args:
         damping: Fraction of the mean of the Hessian's diagonal that is added to it; default: by the number of rows.
+        sweeps: Sweeps of coordinate descent afterwards, see :mod:`monoquant.algorithms.descent`; default 2.
     """
 
     name: ClassVar[str] = "gptq"
     needs: ClassVar[Needs] = Needs.HESSIAN
 
     damping: float | None = attrs.field(default=None, validator=_check_damping)
+    sweeps: int = attrs.field(default=2, validator=_check_sweeps)
 
     def solve(self, problem: WeightProblem) -> Solution:
         if problem.hessian is None:
@@ -54,13 +62,15 @@ class Gptq(WeightAlgorithm):
         if feedback is None:
             found = RoundToNearest().solve(problem)
             return attrs.evolve(found, fallback="its Hessian cannot be factored, whatever is added to its diagonal")
-        return Solution(_rounded(problem, search_grid(problem), feedback))
+        codes = _rounded(problem, search_grid(problem), feedback)
+        return Solution(descend(problem, codes, feedback.hessian, self.sweeps))
 
 
 @attrs.frozen(eq=False)
 class _Feedback:
-    """What rounding needs of a Hessian: the order of columns, and U in that order."""
+    """What rounding needs of a Hessian: the damped one, the order of columns, and U in that order."""
 
+    hessian: Tensor
     order: Tensor
     factor: Tensor
 
@@ -73,14 +83,13 @@ def _factored(hessian: Tensor, damping: float) -> _Feedback | None:
     diagonal = hessian.diagonal()
     order = torch.argsort(diagonal, descending=True, stable=True)
     backwards = order.flip(0)
-    reversed_hessian = hessian[backwards][:, backwards]
     for attempt in range(_ATTEMPTS):
-        damped = reversed_hessian.clone()
+        damped = hessian.clone()
         damped.diagonal().add_(min(damping * 10**attempt, 1.0) * diagonal.mean())
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        lower, failed = torch.linalg.cholesky_ex(damped[backwards][:, backwards])
         if not failed and bool(torch.isfinite(lower).all()):
             # Reversed back, the lower factor of the reversed matrix is an upper one.
-            return _Feedback(order, (lower / lower.diagonal()).flip(0, 1))
+            return _Feedback(damped, order, (lower / lower.diagonal()).flip(0, 1))
     return None
 
 
