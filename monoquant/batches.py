@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from monoquant.errors import ConfigError, InputError
 
 Forward = Callable[[nn.Module, Any], Any]
-HELD_OUT_OF = 8
+HELD_OUT_OF = 16
 """One sample of so many is kept apart where something is fitted to the others."""
 
 

@@ -72,7 +72,7 @@ class CalibrationPass(Pass):
     a batch holds more than the input (labels, say), name the input with ``select``, or run the model yourself in
     ``forward``.
 
-    Where something is fitted to the data (an algorithm's codes, say), one sample of eight is held out from that, so
+    Where something is fitted to the data (an algorithm's codes, say), one sample of sixteen is held out from that, so
     that outputs are measured on inputs that were not fitted to. Batches are cut for it where they can be; others, and
     those that ``forward`` takes, are held out whole.
 

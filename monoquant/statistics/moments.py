@@ -11,6 +11,7 @@ from torch import Tensor
 from monoquant.observers import RowSampler
 
 _ROWS_AT_ONCE = 8192
+_BLOCK = 256
 SAMPLE_ROWS = 256
 
 
@@ -38,7 +39,8 @@ class Moments:
     @property
     def hessian(self) -> Tensor:
         """``E[x x^T]``, ``[columns, columns]``; float32, float64 where inputs are. Needs ``full`` and rows."""
-        return self._mean(self._squares)
+        upper = self._mean(self._squares).triu_()
+        return upper + upper.T - torch.diag(upper.diagonal())
 
     @property
     def importance(self) -> Tensor:
@@ -108,7 +110,10 @@ class Moments:
             self._sums = rows.new_zeros(self.columns)
         rows = rows.to(self._squares)
         if self.full:
-            self._squares.addmm_(rows.T, rows)
+            # The matrix is symmetric: only blocks on and above its diagonal are computed.
+            for start in range(0, self.columns, _BLOCK):
+                stop = min(start + _BLOCK, self.columns)
+                self._squares[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
         else:
             self._squares += rows.square().sum(0)
         self._sums += rows.sum(0)

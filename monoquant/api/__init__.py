@@ -1,0 +1,7 @@
+"""The functions most people call; each builds a Quantizer and runs it."""
+
+from monoquant.api.judging import check_accuracy_warnings, get_layers_to_skip
+from monoquant.api.quantizing import quantize
+from monoquant.api.with_inputs import dynamic_quantize, static_quantize
+
+__all__ = ["check_accuracy_warnings", "dynamic_quantize", "get_layers_to_skip", "quantize", "static_quantize"]
