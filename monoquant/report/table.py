@@ -69,7 +69,8 @@ def render(report: ReportData) -> str:
 
 
 def _row(record: LayerReport) -> tuple[str, ...]:
-    why = "; ".join(filter(None, (record.reason, record.compute, record.remedy)))
+    reason = f"{record.reason} by {record.algorithm}" if record.algorithm else record.reason
+    why = "; ".join(filter(None, (reason, record.compute, record.remedy)))
     if record.aliases:
         why += f"; also named {', '.join(record.aliases)}"
     if record.origin != BUILT_IN:
@@ -101,8 +102,22 @@ def _summary(report: ReportData) -> list[str]:
         lines.append(f"weights: pooled {pooled} dB, worst {format_db(_smallest(weights))} dB")
     if report.calibration is not None:
         seen = report.calibration
-        lines.append(f"calibration: {seen.samples} samples in {seen.batches} batches")
+        apart = f", outputs measured on {seen.held_out} of them that nothing was fitted to" if seen.held_out else ""
+        lines.append(f"calibration: {seen.samples} samples in {seen.batches} batches{apart}")
+    lines += _whole_model(report)
     lines.append("with " + ", ".join(f"{name} {version}" for name, version in report.versions))
+    return lines
+
+
+def _whole_model(report: ReportData) -> list[str]:
+    lines = []
+    if report.comparison is not None:
+        found = report.comparison
+        lines.append(
+            f"whole model: {found.measure} {found.value:.4f} over {found.rows} rows of {found.samples} samples"
+        )
+    if report.tradeoff is not None:
+        lines.append(f"bits per weight of the layers weighed: {report.tradeoff.bits_per_weight:.3f}")
     return lines
 
 
