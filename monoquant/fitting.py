@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monoquant.algorithms.base import Needs, WeightAlgorithm
 from monoquant.algorithms.clean import InputStatistics, solve
@@ -18,6 +18,7 @@ from monoquant.numerics.affine import GroupCodes, dequantize
 from monoquant.numerics.metrics import Energy, energy_of
 from monoquant.statistics.collector import RowStatistics
 from monoquant.statistics.moments import Moments
+from monoquant.statistics.watch import MOST_CHANNEL_GROUPS
 from monoquant.values import Finding, Scheme, Severity
 
 FEWEST_ROWS = 16
@@ -47,10 +48,11 @@ class Fit:
 
 @attrs.frozen
 class _Fallback:
-    """Why codes are round_to_nearest's instead."""
+    """Why codes are round_to_nearest's instead; INFO where that is the better choice."""
 
     reason: str
     remedy: str
+    severity: Severity = Severity.WARNING
 
 
 _UNSEEN = _Fallback("calibration never multiplied it with anything", "Use data that reaches it.")
@@ -101,7 +103,8 @@ class Fitter:
         dtype = context.weight(layer, name).dtype
         if isinstance(self._algorithm, RoundToNearest) or (self._algorithm.needs and not known):
             weight, digest = PackedMatrix.pack(context.weight(layer, name), scheme, form)
-            found = [_fell_back(layer, name, self._algorithm.name, _UNSEEN)] if self._was_asked_for(layer, name) else []
+            reason = _unseen(context.module(layer))
+            found = [_fell_back(layer, name, self._algorithm.name, reason)] if self._was_asked_for(layer, name) else []
             return Fit(weight, digest, _NEAREST.name, findings=tuple(found))
         parts = list(self._parts(layer, name, known, scheme))
         weight, digest = PackedMatrix.from_codes(_joined([part.codes for part in parts]), scheme, form, dtype)
@@ -176,7 +179,7 @@ class Fitter:
         if fitted.noise <= plain.noise:
             return chosen
         reason = f"on held-out inputs it is worse ({fitted.sqnr_db:.1f} dB against {plain.sqnr_db:.1f} dB)"
-        return attrs.evolve(nearest, fallback=_Fallback(reason, "Give more calibration samples."))
+        return attrs.evolve(nearest, fallback=_Fallback(reason, "Give more calibration samples.", Severity.INFO))
 
     def _used(self, parts: Sequence[_Rows]) -> str:
         rounded = sum(len(part) for part in parts if part.fallback is not None)
@@ -207,6 +210,14 @@ def _known(moments: Moments, *, full: bool, centred: bool) -> InputStatistics:
     if hessian is not None and centred:
         hessian = hessian.addr(mean, mean, alpha=-1)
     return InputStatistics(moments.rows, importance.clamp_min(0), hessian)
+
+
+def _unseen(module: nn.Module) -> _Fallback:
+    groups = getattr(module, "groups", 1)
+    if isinstance(groups, int) and groups > MOST_CHANNEL_GROUPS:
+        reason = f"its {groups} groups of channels are too many to fit one by one"
+        return _Fallback(reason, "Keep it in float or INT8 if its quality matters.", Severity.INFO)
+    return _UNSEEN
 
 
 def _obstacle(moments: Moments) -> _Fallback | None:
@@ -254,8 +265,7 @@ def _joined(parts: Sequence[GroupCodes]) -> GroupCodes:
 
 
 def _fell_back(layer: str, name: str, algorithm: str, fallback: _Fallback, part: str = "") -> Finding:
-    message = (
-        f"Warning: {part}the {name} of layer {quoted([layer])} has {_NEAREST.name}'s codes instead of {algorithm}'s: "
-        f"{fallback.reason}."
-    )
-    return Finding("algorithm-fell-back", Severity.WARNING, message, layer, fallback.remedy)
+    warns = "Warning: " if fallback.severity is Severity.WARNING else ""
+    what = f"{part}the {name} of layer {quoted([layer])}"
+    message = f"{warns}Codes of {what} are {_NEAREST.name}'s instead of {algorithm}'s: {fallback.reason}."
+    return Finding("algorithm-fell-back", fallback.severity, message, layer, fallback.remedy)
