@@ -245,7 +245,7 @@ def _rounded(
 
 
 def _shift(matrix: Tensor, codes: GroupCodes, moments: Moments | None, scheme: Scheme) -> Tensor:
-    if moments is None or not moments.rows:
+    if moments is None or moments.rows < FEWEST_ROWS:
         return torch.zeros(len(matrix), device=matrix.device)
     error = _dequantized(codes, scheme) - matrix.float()
     return error @ moments.mean.to(error)

@@ -37,10 +37,12 @@ def texts(findings: Iterable[Finding]) -> list[str]:
 
 
 def _text(group: list[Finding]) -> str:
-    worst, *others = group
+    worst, *rest = group
+    others = [layer for layer in dict.fromkeys(finding.layer for finding in rest) if layer != worst.layer]
     if not others:
-        return str(worst)
-    named = ", ".join(repr(finding.layer) for finding in others[:_NAMED_LAYERS])
+        more = f" And {len(rest)} more of its kind there." if rest else ""
+        return f"{worst.message}{more} {worst.remedy}".rstrip()
+    named = ", ".join(repr(layer) for layer in others[:_NAMED_LAYERS])
     if len(others) > _NAMED_LAYERS:
         named += f" and {len(others) - _NAMED_LAYERS} more layers"
     return f"{worst.message} Likewise {named}. {worst.remedy}".rstrip()

@@ -64,8 +64,9 @@ class Moments:
         Args:
             inputs: ``[n, columns]``, any real float dtype; added up in float32, float64 in float64.
         """
-        for start in range(0, len(inputs), _ROWS_AT_ONCE):
-            self._add(self._finite(inputs[start : start + _ROWS_AT_ONCE]))
+        with torch.inference_mode(False), torch.no_grad():  # or a forward in inference mode would freeze the sums
+            for start in range(0, len(inputs), _ROWS_AT_ONCE):
+                self._add(self._finite(inputs[start : start + _ROWS_AT_ONCE]))
 
     def hold_out(self, inputs: Tensor) -> None:
         """Keep a sample of rows apart, to measure on what was not fitted to.
@@ -73,7 +74,8 @@ class Moments:
         Args:
             inputs: ``[n, columns]``, any real float dtype.
         """
-        self._held_out.update(self._finite(inputs))
+        with torch.inference_mode(False), torch.no_grad():
+            self._held_out.update(self._finite(inputs))
 
     def merged(self, other: Moments) -> Moments:
         """Of the rows of both.

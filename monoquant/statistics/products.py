@@ -65,6 +65,26 @@ def products(operation: Any, arguments: Sequence[Any]) -> Iterator[Product | Con
         yield from reader(*arguments)
 
 
+def products_within(operation: Any, arguments: Sequence[Any], result: Any) -> Iterator[Product]:
+    """The products of an operation whose inputs are known only when it is done: the hidden states of a fused LSTM.
+
+    Args:
+        operation: An overload.
+        arguments: Its positional arguments.
+        result: What it returned.
+
+    Yields:
+        Each product; nothing for other operations.
+    """
+    if operation is not aten.mkldnn_rnn_layer.default:
+        return
+    inputs, of_inputs, of_states, *_, first = arguments[:6]
+    outputs, reverse = result[0], arguments[7]
+    states = torch.cat([first.unsqueeze(0), outputs[1:] if reverse else outputs[:-1]])
+    yield Product(of_inputs.t(), inputs.reshape(-1, inputs.shape[-1]))
+    yield Product(of_states.t(), states.reshape(-1, states.shape[-1]))
+
+
 def is_product(operation: Any) -> bool:
     """Whether an operation multiplies matrices.
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monoquant.numerics.matrix_form import MatrixForm
-from monoquant.statistics.products import Convolved, Product, aten, is_product, products
+from monoquant.statistics.products import Convolved, Product, aten, is_product, products, products_within
 
 _COPIES = (aten._to_copy.default, aten.clone.default)
 MOST_CHANNEL_GROUPS = 32
@@ -155,6 +155,8 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
                 if isinstance(value, Tensor):
                     self._receiver.about_to_change(value)
         result = func(*args, **(kwargs or {}))
+        for product in products_within(func, args, result):
+            self._see(product)
         if func in _COPIES and _storage(args[0]) in self._regions:
             self._see_copy(args[0], result)
         return result
