@@ -50,6 +50,8 @@ class QuantContext(ModelView):
             :meth:`want_moments`. (written in the prepare phase; read by CalibrationPass)
         wanted_gradients: Modules whose outputs' weight in the model's output passes asked for. (written in the prepare
             phase; read by CalibrationPass)
+        weighs_rows: Whether passes asked that input rows count by how much they matter. (written in the prepare phase;
+            read by CalibrationPass)
         gradients: That weight. (written by CalibrationPass; read by BudgetPass)
         statistics: Those moments; use :meth:`input_statistics`. (written by CalibrationPass; read by packing passes)
         calibration: Facts about the data. (written by CalibrationPass; read by the report)
@@ -72,6 +74,7 @@ class QuantContext(ModelView):
     observed: dict[tuple[str, Request[Any]], Any] = attrs.field(factory=dict, init=False)
     wanted_moments: dict[tuple[str, str], bool] = attrs.field(factory=dict, init=False)
     wanted_gradients: set[str] = attrs.field(factory=set, init=False)
+    weighs_rows: bool = attrs.field(default=False, init=False)
     gradients: GradientProbe | None = attrs.field(default=None, init=False)
     statistics: StatisticsStore | None = attrs.field(default=None, init=False)
     calibration: CalibrationFacts | None = attrs.field(default=None, init=False)

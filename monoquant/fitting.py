@@ -209,7 +209,7 @@ def _known(moments: Moments, *, full: bool, centred: bool) -> InputStatistics:
     hessian = moments.hessian if full else None
     if hessian is not None and centred:
         hessian = hessian.addr(mean, mean, alpha=-1)
-    return InputStatistics(moments.rows, importance.clamp_min(0), hessian)
+    return InputStatistics(moments.rows, importance.clamp_min(0), hessian, moments.weighted)
 
 
 def _unseen(module: nn.Module) -> _Fallback:

@@ -35,6 +35,7 @@ class WeightProblem:
         importance: float32 ``[columns]``, ``E[x_j^2]``, all positive; None if inputs are not known.
         hessian: float32 ``[columns, columns]``, ``E[x x^T]``, its diagonal positive; None if it was not asked for.
         samples: Input rows the statistics are of; 0 without.
+        weighted: Whether those rows counted by how much they matter to the model's output.
     """
 
     weight: Tensor
@@ -43,6 +44,7 @@ class WeightProblem:
     importance: Tensor | None = None
     hessian: Tensor | None = None
     samples: int = 0
+    weighted: bool = False
 
 
 @attrs.frozen(eq=False)
@@ -66,6 +68,11 @@ class WeightAlgorithm(abc.ABC):
     """What reports call it."""
     needs: ClassVar[Needs] = Needs.NOTHING
     """What it wants to know of the inputs; where nothing is known, round_to_nearest is used, and a finding says so."""
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether input rows are to count by how much they matter to the model's output; takes a backward pass."""
+        return False
 
     @abc.abstractmethod
     def solve(self, problem: WeightProblem) -> Solution:

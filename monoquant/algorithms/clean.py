@@ -25,11 +25,13 @@ class InputStatistics:
         samples: Input rows, > 0.
         importance: ``E[x_j^2]``, ``[columns]``, >= 0 and not all zero.
         hessian: ``E[x x^T]``, ``[columns, columns]``; None if it was not collected.
+        weighted: Whether rows counted by how much they matter.
     """
 
     samples: int
     importance: Tensor
     hessian: Tensor | None = None
+    weighted: bool = False
 
 
 def solve(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: InputStatistics | None = None) -> Solution:
@@ -69,7 +71,7 @@ def _with_statistics(problem: WeightProblem, known: InputStatistics, missing: in
     if needs is Needs.HESSIAN and known.hessian is not None:
         hessian = functional.pad(known.hessian.to(problem.weight.device, torch.float32), (0, missing, 0, missing))
         hessian.diagonal().copy_(raised)
-    return attrs.evolve(problem, importance=raised, hessian=hessian, samples=known.samples)
+    return attrs.evolve(problem, importance=raised, hessian=hessian, samples=known.samples, weighted=known.weighted)
 
 
 def _flaw(codes: GroupCodes, problem: WeightProblem) -> str:

@@ -17,15 +17,13 @@ from monoquant.algorithms.base import Needs, Solution, WeightAlgorithm, WeightPr
 from monoquant.algorithms.clip_search import search_grid
 from monoquant.algorithms.descent import descend
 from monoquant.algorithms.round_to_nearest import RoundToNearest
-from monoquant.errors import ConfigError
+from monoquant.errors import ConfigError, require_flag
 from monoquant.numerics.affine import GroupCodes
 from monoquant.numerics.grid import Grid
 
 _BLOCK = 64
 _ATTEMPTS = 4
-_FEW_ROWS = 3
-_FEW_ROWS_DAMPING = 0.05
-_DAMPING = 0.01
+_LEAST_DAMPING, _MOST_DAMPING, _DAMPING_PER_COLUMN = 0.01, 0.5, 0.1
 
 
 def _check_damping(_instance: Any, _attribute: Any, value: Any) -> None:
@@ -39,6 +37,10 @@ def _check_sweeps(_instance: Any, _attribute: Any, value: Any) -> None:
         raise ConfigError(f"sweeps={value!r}: give a whole number >= 0")
 
 
+def _check_weigh_rows(_instance: Any, attribute: Any, value: Any) -> None:
+    require_flag(attribute.name, value)
+
+
 @attrs.frozen
 class Gptq(WeightAlgorithm):
     """Columns in order of ``E[x_j^2]``, groups fixed before (so nothing is needed at run time), ranges searched first.
@@ -46,6 +48,8 @@ class Gptq(WeightAlgorithm):
     Args:
         damping: Fraction of the mean of the Hessian's diagonal that is added to it; default: by the number of rows.
         sweeps: Sweeps of coordinate descent afterwards, see :mod:`monoquant.algorithms.descent`; default 2.
+        weigh_rows: Whether input rows count by the norm of their gradient, found by going backward through the model
+            for random directions of its output; default True. Where there is no gradient, rows count alike.
     """
 
     name: ClassVar[str] = "gptq"
@@ -53,6 +57,11 @@ class Gptq(WeightAlgorithm):
 
     damping: float | None = attrs.field(default=None, validator=_check_damping)
     sweeps: int = attrs.field(default=2, validator=_check_sweeps)
+    weigh_rows: bool = attrs.field(default=True, validator=_check_weigh_rows)
+
+    @property
+    def weighs_rows(self) -> bool:
+        return self.weigh_rows
 
     def solve(self, problem: WeightProblem) -> Solution:
         if problem.hessian is None:
@@ -62,21 +71,26 @@ class Gptq(WeightAlgorithm):
         if feedback is None:
             found = RoundToNearest().solve(problem)
             return attrs.evolve(found, fallback="its Hessian cannot be factored, whatever is added to its diagonal")
-        codes = _rounded(problem, search_grid(problem), feedback)
+        # An error of a column that those after it make up for costs less; unless rows are weighted, that neglects rows
+        # that matter most, such as attention sinks.
+        searched = attrs.evolve(problem, importance=feedback.cost) if problem.weighted else problem
+        codes = _rounded(problem, search_grid(searched), feedback)
         return Solution(descend(problem, codes, feedback.hessian, self.sweeps))
 
 
 @attrs.frozen(eq=False)
 class _Feedback:
-    """What rounding needs of a Hessian: the damped one, the order of columns, and U in that order."""
+    """What rounding needs of a Hessian: the damped one, the order of columns, U in that order, and D as stored."""
 
     hessian: Tensor
     order: Tensor
     factor: Tensor
+    cost: Tensor
 
 
 def _damping_for(problem: WeightProblem) -> float:
-    return _FEW_ROWS_DAMPING if problem.samples < _FEW_ROWS * problem.weight.shape[1] else _DAMPING
+    wanted = _DAMPING_PER_COLUMN * problem.weight.shape[1] / max(problem.samples, 1)
+    return min(max(wanted, _LEAST_DAMPING), _MOST_DAMPING)
 
 
 def _factored(hessian: Tensor, damping: float) -> _Feedback | None:
@@ -89,7 +103,9 @@ def _factored(hessian: Tensor, damping: float) -> _Feedback | None:
         lower, failed = torch.linalg.cholesky_ex(damped[backwards][:, backwards])
         if not failed and bool(torch.isfinite(lower).all()):
             # Reversed back, the lower factor of the reversed matrix is an upper one.
-            return _Feedback(damped, order, (lower / lower.diagonal()).flip(0, 1))
+            root = lower.diagonal()
+            cost = torch.empty_like(diagonal).index_copy_(0, backwards, root.square())
+            return _Feedback(damped, order, (lower / root).flip(0, 1), cost)
     return None
 
 

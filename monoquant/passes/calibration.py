@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 _PROBED_SAMPLES = 64
 _PROBED_ROWS = 1024
 """So many rows of output, tokens say, are enough to rank layers; so many samples are where each is one row."""
-_PROBED_AT_ONCE = 4
+_PROBED_AT_ONCE = 8
 """Going backward keeps what every layer computed for so many samples."""
 
 
@@ -110,7 +110,9 @@ class CalibrationPass(Pass):
             return run.over([one for one in weights if (one.layer, one.name) in keys])
 
         first = run.over(waves[0], listening)
-        if context.wanted_gradients:
+        if context.weighs_rows:
+            context.gradients = run.probe
+        elif context.wanted_gradients:
             context.gradients = run.probed({name: context.module(name) for name in sorted(context.wanted_gradients)})
         context.statistics = StatisticsStore([[(w.layer, w.name) for w in wave] for wave in waves], collect, first)
         context.observed = listening.fulfilled()
@@ -128,6 +130,7 @@ class _Run:
     def __init__(self, context: QuantContext, data: Batches, progress: bool | Progress) -> None:
         self._context, self._data, self._progress = context, data, progress
         self._first_parts: list[Part] = []
+        self.probe = GradientProbe({})
         self.samples = self.batches = self.held_out = 0
 
     def over(self, weights: list[WatchedWeight], listening: Listening | None = None) -> Collected:
@@ -139,28 +142,49 @@ class _Run:
         """
         model = self._context.model
         collector = MomentCollector(self._context.wanted_moments)
-        watched = ProductWatch(weights, collector).watching(model.modules()) if weights else nullcontext()
+        watched = ProductWatch(weights, collector) if weights else None
         modules = {name: self._context.module(name) for name in self._context.wanted}
         hooks = listening.listening(modules) if listening else nullcontext()
-        with undisturbed(model), hooks, watched:
-            self._feed(model, [collector, *([listening] if listening else [])])
+        heard = {name: self._context.module(name) for name in sorted(self._context.wanted_gradients)}
+        self.probe = GradientProbe(heard)
+        with undisturbed(model), hooks:
+            self._feed(model, watched, [collector, *([listening] if listening else [])])
         return collector.finish(weights)
 
-    def _feed(self, model: nn.Module, listeners: list[Any]) -> None:
+    def _feed(self, model: nn.Module, watch: ProductWatch | None, listeners: list[Any]) -> None:
         show = _progress_function(self._progress)
         self.samples = self.held_out = 0
         self._first_parts = []
         try:
             for part in self._data.parts(hold_out=bool(self._context.wanted_moments)):
-                for listener in listeners:
-                    listener.held_out, listener.counted = part.held_out, part.counted
-                run_model(model, part, self._data.forward)
+                for piece in self._pieces(part):
+                    for listener in listeners:
+                        listener.held_out, listener.counted = piece.held_out, piece.counted
+                    self._run_once(model, piece, watch, listeners[0])
                 self._count(part)
                 if part.ends_batch:
                     show(self.samples, self._data.most)
         finally:
             if self._progress is True:
                 sys.stderr.write("\n")
+
+    def _pieces(self, part: Part) -> Iterable[Part]:
+        return self._data.pieces(part, _PROBED_AT_ONCE) if self._weighs(part) else [part]
+
+    def _weighs(self, part: Part) -> bool:
+        return self._context.weighs_rows and not part.held_out
+
+    def _run_once(self, model: nn.Module, piece: Part, watch: ProductWatch | None, collector: MomentCollector) -> None:
+        def run() -> Any:
+            with watch.watching(model.modules()) if watch else nullcontext():
+                return run_model(model, piece, self._data.forward)
+
+        collector.weighed = self._weighs(piece)
+        if not collector.weighed:
+            run()
+            return
+        self.probe.probe(run, piece.counted)
+        collector.weigh(self.probe.row_squares)
 
     def probed(self, modules: Mapping[str, nn.Module]) -> GradientProbe:
         """Go backward through the model for some of the samples that the last run began with.

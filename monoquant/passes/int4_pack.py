@@ -68,8 +68,12 @@ class Int4PackPass(PackPass):
 
     def prepare(self, context: QuantContext) -> None:
         super().prepare(context)
-        needs = Gptq.needs if self.algorithm is None else self.algorithm.needs
+        algorithm = Gptq() if self.algorithm is None else self.algorithm
+        needs = algorithm.needs
+        context.weighs_rows |= bool(needs) and algorithm.weighs_rows
         for layer in self.mine(context):
+            if needs and algorithm.weighs_rows:
+                context.wanted_gradients.add(context.heard_at(layer.name))
             if needs and context.packable(layer.name).adapter.multiplies:
                 for name in context.weight_names(layer.name):
                     context.want_moments(layer.name, name, full=needs is Needs.HESSIAN)

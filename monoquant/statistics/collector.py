@@ -42,6 +42,8 @@ class _Inputs:
     version: int | None = None
     held_out: bool = False
     counted: Tensor | None = None
+    weighed: bool = False
+    waiting: list[tuple[Tensor, Tensor | None]] = attrs.field(factory=list)
     confirmed: set[Block] = attrs.field(factory=set)
     first: bool = True
 
@@ -57,19 +59,35 @@ class _Inputs:
             and _version(inputs) == self.version
         )
 
-    def take(self, block: Block, inputs: Tensor, held_out: bool, counted: Tensor | None) -> None:
+    def take(self, block: Block, inputs: Tensor, held_out: bool, counted: Tensor | None, weighed: bool) -> None:
         self.pending, self.version, self.held_out, self.confirmed = inputs, _version(inputs), held_out, {block}
-        self.counted = counted
+        self.counted, self.weighed = counted, weighed
 
     def settle(self) -> None:
         """Count the pending tensor in."""
         if self.pending is None:
             return
-        rows = self.pending
-        if self.counted is not None and self.counted.numel() == len(rows):
-            rows = rows[self.counted.flatten().to(rows.device)]
-        (self.moments.hold_out if self.held_out else self.moments.add)(rows)
+        fits = self.counted is not None and self.counted.numel() == len(self.pending)
+        mask = self.counted.flatten().to(self.pending.device) if fits and self.counted is not None else None
+        if self.weighed and not self.held_out:
+            self.waiting.append((self.pending, mask))
+        else:
+            (self.moments.hold_out if self.held_out else self.moments.add)(_masked(self.pending, mask))
         self.pending, self.first = None, False
+
+    def weigh(self, squares: Tensor | None) -> None:
+        """Count the rows in that waited for their weights.
+
+        Args:
+            squares: Squared gradients of all rows that wait; None, or of another number, if they are not known.
+        """
+        lengths = [len(rows) for rows, _ in self.waiting]
+        known = squares is not None and len(squares) == sum(lengths)
+        parts = squares.split(lengths) if known and squares is not None else [None] * len(lengths)  # type: ignore[no-untyped-call]  # of torch
+        for (rows, mask), part in zip(self.waiting, parts, strict=True):
+            weights = None if part is None else row_weights(_masked(part.to(rows.device), mask))
+            self.moments.add(_masked(rows, mask), weights)
+        self.waiting.clear()
 
 
 class MomentCollector:
@@ -82,6 +100,7 @@ class MomentCollector:
         held_out: Whether what comes now is kept apart from the sums; set by who runs the model.
         counted: bool ``[samples, positions]``, which positions hold data rather than padding; None if all do. Inputs of
             as many rows are taken for those positions. Set by who runs the model.
+        weighed: Whether rows wait for :meth:`weigh`; set by who runs the model.
     """
 
     def __init__(self, full: Mapping[tuple[str, str], bool]) -> None:
@@ -90,6 +109,7 @@ class MomentCollector:
         self._recent: deque[_Inputs] = deque()
         self.held_out = False
         self.counted: Tensor | None = None
+        self.weighed = False
 
     def receive(self, block: Block, inputs: Tensor, shared: bool) -> None:
         """Count the inputs of a product in.
@@ -110,8 +130,21 @@ class MomentCollector:
         if block in common.members and common.pending is not None and common.is_pending(inputs):
             common.confirmed.add(block)
             return
-        common.take(block, inputs, self.held_out, self.counted)
+        common.take(block, inputs, self.held_out, self.counted, self.weighed)
         self._remember(common, keep=shared)
+
+    def weigh(self, squares: Mapping[str, Tensor]) -> None:
+        """Count rows in that waited, each by how much it matters to the model's output.
+
+        Args:
+            squares: By layer, ``[rows]``, squared gradients at its output; layers that are missing count rows alike.
+        """
+        for common in dict.fromkeys(self._inputs.values()):
+            self._settle(common)
+        for common in dict.fromkeys(self._inputs.values()):
+            known = [squares[name] for name in sorted({block.layer for block in common.members}) if name in squares]
+            alike = bool(known) and all(len(one) == len(known[0]) for one in known)
+            common.weigh(torch.stack(known).sum(0) if alike else None)
 
     def about_to_change(self, tensor: Tensor) -> None:
         """Count inputs in before they are written to.
@@ -119,8 +152,12 @@ class MomentCollector:
         Args:
             tensor: What will be written to.
         """
-        for common in [one for one in self._recent if one.pending is not None and _same_memory(one.pending, tensor)]:
-            self._settle(common)
+        for common in dict.fromkeys(self._inputs.values()):
+            if common.pending is not None and _same_memory(common.pending, tensor):
+                self._settle(common)
+            common.waiting = [
+                (rows.clone() if _same_memory(rows, tensor) else rows, mask) for rows, mask in common.waiting
+            ]
 
     def _join(self, block: Block, inputs: Tensor) -> _Inputs:
         full = self._full[block.layer, block.weight]
@@ -136,7 +173,7 @@ class MomentCollector:
 
     def _part(self, block: Block, common: _Inputs) -> _Inputs:
         """Let a block go its own way from now on: it was given other inputs than those it has shared so far."""
-        own = _Inputs(common.moments.copied(), {block}, first=False)
+        own = _Inputs(common.moments.copied(), {block}, first=False, waiting=list(common.waiting))
         common.members.discard(block)
         self._inputs[block] = own
         return own
@@ -193,6 +230,27 @@ def _disjoint(blocks: Mapping[Block, Moments]) -> list[RowStatistics]:
                 total = total.merged(other)
             parts.append(RowStatistics(start, stop, total))
     return parts
+
+
+def row_weights(squares: Tensor) -> Tensor:
+    """How much rows count, from their squared gradients: by the norm of the gradient, 1 on average.
+
+    The square of the norm would be the Gauss-Newton weight; its root overfits less. In decoders it finds the attention
+    sink, which all other positions read.
+
+    Args:
+        squares: ``[rows]``.
+
+    Returns:
+        float32 ``[rows]``; ones where no gradient arrives.
+    """
+    norms = squares.float().sqrt()
+    mean = norms.mean()
+    return norms / mean if bool(torch.isfinite(mean)) and bool(mean > 0) else torch.ones_like(norms)
+
+
+def _masked(rows: Tensor, mask: Tensor | None) -> Tensor:
+    return rows if mask is None else rows[mask]
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

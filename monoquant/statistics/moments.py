@@ -26,12 +26,15 @@ class Moments:
 
     Attributes:
         rows: Finite rows that the sums are of.
+        weighted: Whether rows counted by how much they matter.
         broken_rows: Rows with NaN or Inf, which are left out.
     """
 
     def __init__(self, columns: int, *, full: bool) -> None:
         self.columns, self.full = columns, full
         self.rows = self.broken_rows = 0
+        self.weighted = False
+        self._total = 0.0
         self._squares: Tensor | None = None
         self._sums: Tensor | None = None
         self._held_out = RowSampler(SAMPLE_ROWS)
@@ -58,15 +61,18 @@ class Moments:
         """Rows that are not in the sums, ``[n, columns]``; None if none were kept apart."""
         return self._held_out.result()
 
-    def add(self, inputs: Tensor) -> None:
+    def add(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """Count rows in.
 
         Args:
             inputs: ``[n, columns]``, any real float dtype; added up in float32, float64 in float64.
+            weights: float32 ``[n]``, how much each row counts, 1 on average; None (default): all alike.
         """
+        self.weighted |= weights is not None
         with torch.inference_mode(False), torch.no_grad():  # or a forward in inference mode would freeze the sums
             for start in range(0, len(inputs), _ROWS_AT_ONCE):
-                self._add(self._finite(inputs[start : start + _ROWS_AT_ONCE]))
+                part = slice(start, start + _ROWS_AT_ONCE)
+                self._add(*self._finite(inputs[part], None if weights is None else weights[part]))
 
     def hold_out(self, inputs: Tensor) -> None:
         """Keep a sample of rows apart, to measure on what was not fitted to.
@@ -75,7 +81,7 @@ class Moments:
             inputs: ``[n, columns]``, any real float dtype.
         """
         with torch.inference_mode(False), torch.no_grad():
-            self._held_out.update(self._finite(inputs))
+            self._held_out.update(self._finite(inputs)[0])
 
     def merged(self, other: Moments) -> Moments:
         """Of the rows of both.
@@ -88,6 +94,8 @@ class Moments:
             mine, theirs = getattr(result, name), getattr(other, name)
             setattr(result, name, theirs if mine is None else mine if theirs is None else mine + theirs)
         result.rows += other.rows
+        result._total += other._total
+        result.weighted |= other.weighted
         result.broken_rows += other.broken_rows
         if other.held_out is not None:
             result._held_out.update(other.held_out)
@@ -97,34 +105,36 @@ class Moments:
         """With sums of its own."""
         return copy.deepcopy(self)
 
-    def _finite(self, rows: Tensor) -> Tensor:
+    def _finite(self, rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         working = rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
         # One sum tells whether all is finite; only then are rows looked at one by one.
         if bool(torch.isfinite(working.sum())):
-            return working
+            return working, weights
         finite = torch.isfinite(working).all(-1)
         self.broken_rows += int((~finite).sum())
-        return working[finite]
+        return working[finite], None if weights is None else weights[finite]
 
-    def _add(self, rows: Tensor) -> None:
+    def _add(self, rows: Tensor, weights: Tensor | None) -> None:
         if self._squares is None or self._sums is None:
             self._squares = rows.new_zeros((self.columns,) * (2 if self.full else 1))
             self._sums = rows.new_zeros(self.columns)
         rows = rows.to(self._squares)
+        counted = rows if weights is None else rows * weights.to(rows).unsqueeze(1)
         if self.full:
             # The matrix is symmetric: only blocks on and above its diagonal are computed.
             for start in range(0, self.columns, _BLOCK):
                 stop = min(start + _BLOCK, self.columns)
-                self._squares[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+                self._squares[start:stop, start:].addmm_(counted[:, start:stop].T, rows[:, start:])
         else:
-            self._squares += rows.square().sum(0)
-        self._sums += rows.sum(0)
+            self._squares += (counted * rows).sum(0)
+        self._sums += counted.sum(0)
         self.rows += len(rows)
+        self._total += len(rows) if weights is None else float(weights.sum())
 
     def _mean(self, total: Tensor | None) -> Tensor:
-        if total is None or not self.rows:
+        if total is None or not self._total:
             raise ValueError("moments of no rows: look at .rows first")
-        return total / self.rows
+        return total / self._total
 
 
 def moment_bytes(columns: int, *, full: bool) -> int:
