@@ -108,9 +108,8 @@ def test_a_recurrent_layer_with_a_state_of_its_own_is_measured_or_left(length: i
             state = torch.zeros(1, len(x), 64)
             return self.rnn(x, (state, state))[0]
 
-    result = mq.quantize(
-        WithState(), calibration_data=[torch.randn(60, length, 64)], accuracy_warning="ignore", plugins=False
-    )
+    data: dict[str, Any] = {"calibration_data": [torch.randn(60, length, 64)], "quality": "fast"}
+    result = mq.quantize(WithState(), **data, accuracy_warning="ignore", plugins=False)
     [record] = result.report.layers
     assert (record.output_sqnr_db is None) == (length == 400)
     assert result.report.calibration.unseen_layers == (("rnn",) if length == 400 else ())

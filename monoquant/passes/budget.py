@@ -106,6 +106,8 @@ class BudgetPass(Pass):
         units = [
             _unit(layers, list(self._schemes(layers[0], context)), represent, context) for layers in _tied(context)
         ]
+        if not units:
+            return
         weighed = Weighed(units, context)
         trials = Trials(context, weighed, represent)
         chosen = self._chosen(weighed, trials)
@@ -138,7 +140,7 @@ class BudgetPass(Pass):
                 least = weighed.bits(weighed.path()[0])
                 raise InputError(
                     f"target_bits_per_weight={self.target_bits_per_weight} is less than the smallest representation "
-                    f"takes, which is {least:.3f}: give that or more, or a larger group_size"
+                    f"takes, which is {math.ceil(least * 1000) / 1000:.3f}: give that or more, or a larger group_size"
                 )
             return found
         if self.evaluate is not None and self.tolerated_drop is not None:

@@ -183,7 +183,14 @@ class _Run:
         if not collector.weighed:
             run()
             return
-        self.probe.probe(run, piece.counted)
+        try:
+            self.probe.probe(run, piece.counted)
+        except Exception:  # a forward that autograd refuses may well run without it; other failures will come again
+            collector.forget()
+            collector.weighed = False
+            run()
+            self._context.report([_UNWEIGHED])
+            return
         collector.weigh(self.probe.row_squares)
 
     def probed(self, modules: Mapping[str, nn.Module]) -> GradientProbe:
@@ -235,6 +242,14 @@ def _unseen_finding(layer: str) -> Finding:
 def _fitted_finding(layer: str) -> Finding:
     message = f"The output of layer {quoted([layer])} is measured on inputs that were fitted to, which flatters it."
     return Finding("measured-on-fitted", Severity.INFO, message, layer, "Give more calibration samples.")
+
+
+_UNWEIGHED = Finding(
+    "rows-not-weighed",
+    Severity.INFO,
+    "The model cannot be gone through backward on calibration data, so input rows count alike.",
+    remedy="Make its forward differentiable for somewhat better codes.",
+)
 
 
 def _waves_finding(waves: int, limit: int) -> Finding:

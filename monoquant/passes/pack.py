@@ -169,8 +169,10 @@ class PackPass(Pass):
         forms = context.packable(layer).forms
         found: dict[str, Represented] = {}
         for name in context.weight_names(layer):
-            key = (*context.leading(layer, name), scheme)
-            known = _twin(layer, name, forms[name], scheme, context) or context.represented.get(key)
+            leading = context.leading(layer, name)
+            known = _twin(layer, name, forms[name], scheme, context) or context.represented.get((*leading, scheme))
+            if known is not None and leading != (layer, name):
+                known = attrs.evolve(known, biases={})  # those of the other layer
             if known is None or (known.weight.form != forms[name] and _multiplies_integers(scheme)):
                 known = represent(layer, name, scheme)
                 _adjust(known.weight, layer, name, context)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from monoquant.context import QuantContext
@@ -16,7 +19,6 @@ from monoquant.modules.packed_layer import PackedLayer, Represented
 from monoquant.modules.packed_weight import PackedWeight
 from monoquant.passes.pack import Represent
 from monoquant.report.tradeoff import Evaluation
-from monoquant.restoring import undisturbed
 from monoquant.values import AnyScheme
 from monoquant.weighing import Weighed
 
@@ -53,8 +55,8 @@ class Trials:
         Returns:
             Index of an option per unit; the best one there is if none is good enough.
         """
-        with undisturbed(self._context.model):
-            value = _value(evaluate, self._context.model)
+        # A copy, because what a function does to a model (moves it, casts it) cannot be undone.
+        value = _value(evaluate, copy_without_weights(self._context.model, {}).eval())
         self.evaluations.append(Evaluation(self._float_bits(), value, accepted=True))
         wanted, path = value - tolerated_drop, self._weighed.path()
         if self._passes(path[0], evaluate, wanted):
@@ -115,8 +117,9 @@ def _copied(one: Represented, copies: dict[int, PackedWeight]) -> Represented:
 
 
 def _value(evaluate: Evaluate, model: nn.Module) -> float:
-    found = evaluate(model)
-    number = isinstance(found, (int, float)) or (isinstance(found, Tensor) and found.numel() == 1)
+    with torch.no_grad():
+        found: Any = evaluate(model)
+    number = isinstance(found, Real) or (isinstance(found, Tensor) and found.numel() == 1)
     value = float(found) if number else math.nan
     if not math.isfinite(value):
         raise InputError(f"evaluate(model) returned {found!r}: return a finite number, higher is better")

@@ -119,7 +119,12 @@ _UNITS = {
 def _curve_lines(tradeoff: Tradeoff) -> list[str]:
     lines = [f"bits per weight  estimated {_UNITS[tradeoff.criterion]}"]
     points = sorted({*tradeoff.curve}, key=lambda point: point.bits_per_weight)
-    shown = points[:: max(1, len(points) // 16)]
+    step = max(1, len(points) // 16)
+    shown = [
+        point
+        for index, point in enumerate(points)
+        if index % step == 0 or abs(point.bits_per_weight - tradeoff.bits_per_weight) < 1e-9
+    ]
     largest = max((point.noise for point in points), default=0.0)
     for point in [*shown, *([] if points[-1] in shown else [points[-1]])]:
         bar = "#" * (round(40 * point.noise / largest) if largest else 0)

@@ -133,6 +133,12 @@ class MomentCollector:
         common.take(block, inputs, self.held_out, self.counted, self.weighed)
         self._remember(common, keep=shared)
 
+    def forget(self) -> None:
+        """Leave out the rows that wait for weights, because their run has failed."""
+        for common in dict.fromkeys(self._inputs.values()):
+            common.waiting.clear()
+            common.pending = None
+
     def weigh(self, squares: Mapping[str, Tensor]) -> None:
         """Count rows in that waited, each by how much it matters to the model's output.
 

@@ -26,6 +26,9 @@ def with_the_same_weights(model: nn.Module, packed: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model).eval()
     for name, weight in packed_weights(packed).items():
         twin.get_parameter(name).requires_grad_(False).copy_(weight.dequantize())
+    with torch.no_grad():
+        for name, bias in packed.named_parameters():
+            twin.get_parameter(name).copy_(bias)  # which may make up for errors of the weights
     return twin
 
 
@@ -53,7 +56,11 @@ def source(batch_first: bool = True) -> torch.Tensor:
 
 
 def padding() -> torch.Tensor:
-    mask = torch.zeros(3, 7, dtype=torch.bool)
+    return padding_of(3)
+
+
+def padding_of(samples: int) -> torch.Tensor:
+    mask = torch.zeros(samples, 7, dtype=torch.bool)
     mask[0, 5:] = mask[2, 3:] = True
     return mask
 
@@ -135,10 +142,11 @@ def test_no_weight_is_bypassed(run: Callable[..., torch.Tensor], mask: Mask) -> 
 @masks
 @pytest.mark.parametrize("training", [False, True])
 def test_encoder_calibrates(mask: Mask, training: bool) -> None:
-    """Calibration reaches every layer, on nested tensors too, and leaves the same codes as without."""
+    """Calibration reaches every layer, on nested tensors too; if nothing is fitted, it leaves the codes as they are."""
     encoder = build_encoder().train(training)
     batch: dict[str, object] = {"src": source(), "src_key_padding_mask": mask}
-    result = monoquant.quantize(encoder, plugins=False, accuracy_warning="ignore", calibration_data=[batch])
+    quiet: dict[str, object] = {"plugins": False, "accuracy_warning": "ignore"}
+    result = monoquant.quantize(encoder, quality="fast", calibration_data=[batch], **quiet)
     assert result.report.calibration.unseen_layers == ()
     tokens = 21 if mask is None else int((~mask).sum())
     records = {layer.layer: layer for layer in result.report.by_action(monoquant.Action.QUANTIZE)}
@@ -150,6 +158,24 @@ def test_encoder_calibrates(mask: Mask, training: bool) -> None:
         assert packed_weights(result.model)[name].digest() == weight.digest()
     twin = with_the_same_weights(encoder, result.model)
     assert torch.equal(run_fast(result.model.eval(), mask), run_fast(twin, mask))
+
+
+@ways
+@masks
+def test_a_fitted_encoder_equals_its_float_twin(run: Callable[..., torch.Tensor], mask: Mask) -> None:
+    """Codes are fitted to what every layer multiplies, biases are corrected, and all paths compute with both."""
+    encoder = build_encoder()
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randn(64, 7, 24, generator=generator) @ torch.randn(24, FEATURES, generator=generator) / 5
+    batch = {"src": tokens, "src_key_padding_mask": None if mask is None else padding_of(64)}
+    result = monoquant.quantize(encoder, plugins=False, accuracy_warning="ignore", calibration_data=[batch])
+    assert {record.algorithm for record in result.report.by_action(monoquant.Action.QUANTIZE)} == {"gptq"}
+    packed, plain = result.model.eval(), quantized(encoder)
+    digests = {name: weight.digest() for name, weight in packed_weights(plain).items()}
+    assert all(weight.digest() != digests[name] for name, weight in packed_weights(packed).items())
+    for name in ("self_attn.in_proj_bias", "self_attn.out_proj.bias", "linear1.bias", "linear2.bias"):
+        assert not torch.equal(packed.layers[1].get_parameter(name), encoder.layers[1].get_parameter(name)), name
+    assert torch.equal(run(packed, mask), run(with_the_same_weights(encoder, packed), mask))
 
 
 @ways

@@ -93,3 +93,15 @@ def test_an_axis_that_is_not_there_is_refused() -> None:
     """With the shape, so that the mistake is seen."""
     with pytest.raises(ConfigError, match=r"axis=2: a tensor of shape \(3, 4\)"):
         MatrixForm.along((3, 4), 2)
+
+
+@given(forms())
+def test_position_is_where_to_matrix_puts_an_element(form: MatrixForm) -> None:
+    """Each element of a tensor is found in the matrix at the place that is said, whatever shape the question has."""
+    elements = torch.arange(math.prod(form.shape))
+    matrix = form.to_matrix(elements.view(form.shape))
+    rows, columns = form.position(elements)
+    assert torch.equal(matrix[rows, columns], elements)
+    assert (rows.shape, columns.shape) == (elements.shape, elements.shape)
+    for one, other in zip(form.position(elements.view(1, -1, 1)), (rows, columns), strict=True):
+        assert torch.equal(one, other.view(1, -1, 1))

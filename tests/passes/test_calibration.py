@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import monoquant as mq
-from monoquant.batches import describe
+from monoquant.batches import HELD_OUT_OF, describe
 from monoquant.observers import InputSample, RowSampler
 
 
@@ -44,10 +44,19 @@ class Recorder(nn.Module):
         return self.linear(x if scale is None else x * scale)
 
 
-def calibrate(data: Any, model: nn.Module | None = None, **options: Any) -> tuple[nn.Module, mq.QuantResult]:
+FAST = mq.Int4PackPass(algorithm="round_to_nearest")
+"""Fits nothing to the data, so that all of it is measured on."""
+
+either = pytest.mark.parametrize("algorithm", ["round_to_nearest", "gptq"])
+
+
+def calibrate(
+    data: Any, model: nn.Module | None = None, algorithm: str = "round_to_nearest", **options: Any
+) -> tuple[nn.Module, mq.QuantResult]:
     """Run a pipeline with calibration; the model given is the one that sees the data."""
     model = Recorder() if model is None else model
-    passes = [mq.SkipSelectionPass(), mq.CalibrationPass(data, **options), mq.Int4PackPass(), mq.ValidationPass()]
+    pack = mq.Int4PackPass(algorithm=algorithm)
+    passes = [mq.SkipSelectionPass(), mq.CalibrationPass(data, **options), pack, mq.ValidationPass()]
     return model, mq.Quantizer(passes).run(model)
 
 
@@ -76,6 +85,18 @@ def test_kinds_of_data(kind: str, build: Callable[[], Any]) -> None:
     assert result.report.layers[0].sample_rows == 20
 
 
+@pytest.mark.parametrize(("kind", "build"), KINDS, ids=[kind for kind, _ in KINDS])
+def test_of_any_kind_some_samples_are_held_out(kind: str, build: Callable[[], Any]) -> None:
+    """Where codes are fitted, batches are cut in two, each sample arrives once, and only held-out ones are measured."""
+    model, result = calibrate(build(), algorithm="gptq")
+    # The second sample is due, and every so many after it; each batch gives its last ones.
+    due = [sum(sample % HELD_OUT_OF == 1 for sample in range(first, first + 5)) for first in (0, 5, 10, 15)]
+    parts = [(batch, size) for batch, held in enumerate(due, 1) for size in (5 - held, held) if size]
+    assert [(float(x[0, 0]), len(x)) for x, _ in model.seen] == parts
+    assert result.report.calibration == mq.CalibrationFacts(samples=20, batches=4, held_out=sum(due))
+    assert result.report.layers[0].sample_rows == sum(due) >= 2
+
+
 def test_pairs_need_an_explicit_choice() -> None:
     """(input, label) batches fail with the way out, and work with select or forward."""
     pairs = DataLoader(TensorDataset(torch.randn(20, 32), torch.arange(20)), batch_size=5)
@@ -100,9 +121,10 @@ def test_pairs_need_an_explicit_choice() -> None:
     assert len(called) == 4
 
 
+@either
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), wanted=st.integers(1, 40))
-def test_num_samples_counts_samples(sizes: list[int], wanted: int) -> None:
+def test_num_samples_counts_samples(algorithm: str, sizes: list[int], wanted: int) -> None:
     """Exactly min(wanted, available) samples are fed, whatever the batch sizes, and no later batch is drawn."""
     drawn = []
 
@@ -111,7 +133,7 @@ def test_num_samples_counts_samples(sizes: list[int], wanted: int) -> None:
             drawn.append(size)
             yield torch.ones(size, 32)
 
-    model, result = calibrate(data(), num_samples=wanted)
+    model, result = calibrate(data(), algorithm=algorithm, num_samples=wanted)
     assert result.info.calibration_samples_used == min(wanted, sum(sizes))
     assert sum(len(x) for x, _ in model.seen) == min(wanted, sum(sizes))
     assert sum(drawn[:-1]) < wanted
@@ -140,7 +162,7 @@ def test_one_data_pass_serves_all_requests() -> None:
 
     rows: list[int] = []
     model = Recorder()
-    head = [mq.SkipSelectionPass(), mq.CalibrationPass(batches()), mq.Int4PackPass()]
+    head = [mq.SkipSelectionPass(), mq.CalibrationPass(batches()), FAST]
     result = mq.Quantizer([*head, mq.ValidationPass(sample_rows=11), Wanting()]).run(model)
     assert result.report.layers[0].sample_rows == 11
     mq.Quantizer([*head, Wanting(), Wanting()]).run(model)
@@ -166,29 +188,39 @@ def test_equal_requests_share_an_observer() -> None:
 
 
 def test_nothing_is_remembered_unless_asked() -> None:
-    """Without a pass that wants samples no layer is observed."""
+    """Without a pass that wants samples no layer is observed, and no product watched."""
     model = Recorder()
     observed = []
 
     class Peek(mq.Pass):
         def run(self, context: mq.QuantContext) -> None:
             observed.append((context.wanted, context.observed))
+            observed.append((context.wanted_moments, context.input_statistics("linear", "weight")))
 
-    mq.Quantizer([mq.SkipSelectionPass(), mq.CalibrationPass(batches()), mq.Int4PackPass(), Peek()]).run(model)
-    assert observed == [({}, {})]
+    mq.Quantizer([mq.SkipSelectionPass(), mq.CalibrationPass(batches()), FAST, Peek()]).run(model)
+    assert observed == [({}, {}), ({}, ())]
 
 
-def test_runs_in_eval_without_gradients_and_restores_everything(small: nn.Module, tokens: Any, unchanged: Any) -> None:
-    """Mixed training flags, running statistics and hooks are as before."""
-    model, _ = calibrate(batches(), Recorder().train())
-    assert set(model.log.modes) == {(False, False)}
+@either
+def test_runs_in_eval_without_gradients_and_restores_everything(
+    small: nn.Module, tokens: Any, unchanged: Any, algorithm: str
+) -> None:
+    """Mixed training flags, running statistics and hooks are as before; weights get no gradients.
+
+    Only what rows are weighed by needs any: those of the outputs of layers.
+    """
+    model, _ = calibrate(batches(), Recorder().train(), algorithm)
+    modes = {(False, False)} | ({(False, True)} if algorithm == "gptq" else set())
+    assert set(model.log.modes) == modes
     assert model.training
+    assert [parameter.grad for parameter in model.parameters()] == [None, None]
     check = unchanged(small)
-    calibrate(tokens, small)
+    calibrate(tokens, small, algorithm)
     check()
 
 
-def test_buffers_that_forward_writes_are_restored() -> None:
+@either
+def test_buffers_that_forward_writes_are_restored(algorithm: str) -> None:
     """A model that counts its calls in a buffer, or rebinds one, is left as it was."""
 
     class Counting(Recorder):
@@ -204,25 +236,27 @@ def test_buffers_that_forward_writes_are_restored() -> None:
 
     model = Counting()
     buffer = model.calls
-    calibrate(batches(), model)
+    calibrate(batches(), model, algorithm)
     assert model.calls is buffer
     assert float(buffer) == 0
     assert model.cache is None
 
 
+@either
 @pytest.mark.parametrize("batch", [0, 2])
 def test_an_exception_in_a_batch_leaves_nothing_behind(
-    small: nn.Module, tokens: Any, unchanged: Any, batch: int
+    small: nn.Module, tokens: Any, unchanged: Any, batch: int, algorithm: str
 ) -> None:
     """Batch k does not fit: the error names it, and hooks, flags and buffers are as before."""
     data = [*tokens[:batch], torch.full((4, 7), 10**6)]
     check = unchanged(small)
     with pytest.raises(mq.InputError, match=rf"calibration batch {batch} \(Tensor int64 \[4, 7\]\): IndexError"):
-        calibrate(data, small)
+        calibrate(data, small, algorithm)
     check()
 
 
-def test_a_failing_source_keeps_its_exception(small: nn.Module, tokens: Any, unchanged: Any) -> None:
+@either
+def test_a_failing_source_keeps_its_exception(small: nn.Module, tokens: Any, unchanged: Any, algorithm: str) -> None:
     """An error raised by the data itself keeps its type, with a note that tells the batch."""
 
     def data() -> Iterator[Tensor]:
@@ -231,7 +265,7 @@ def test_a_failing_source_keeps_its_exception(small: nn.Module, tokens: Any, unc
 
     check = unchanged(small)
     with pytest.raises(ConnectionError) as caught:
-        calibrate(data(), small)
+        calibrate(data(), small, algorithm)
     assert any("calibration data itself, before batch 1" in note for note in caught.value.__notes__)
     check()
 
@@ -248,11 +282,12 @@ def test_out_of_memory_is_not_disguised() -> None:
     assert any("calibration batch 0" in note for note in caught.value.__notes__)
 
 
+@either
 @pytest.mark.parametrize("data", [[], iter([]), [torch.empty(0, 32)]])
-def test_no_samples_is_an_error(data: Any) -> None:
+def test_no_samples_is_an_error(data: Any, algorithm: str) -> None:
     """Empty and used-up data are told apart from success."""
     with pytest.raises(mq.InputError, match="holds no samples"):
-        calibrate(data)
+        calibrate(data, algorithm=algorithm)
 
 
 def test_a_used_up_generator_is_told_in_the_second_run() -> None:
@@ -290,6 +325,9 @@ BAD_SETTINGS = [
     ({"data": [], "forward": print, "select": 0}, "select and forward are both given"),
     ({"data": [], "select": 1.0}, "select=1.0"),
     ({"data": [], "progress": 1}, "progress=1"),
+    ({"data": [], "statistics_bytes": 0}, "statistics_bytes=0"),
+    ({"data": [], "statistics_bytes": True}, "statistics_bytes=True"),
+    ({"data": [], "statistics_bytes": 1e9}, "statistics_bytes=1000000000.0"),
 ]
 
 
@@ -300,8 +338,9 @@ def test_bad_settings_are_refused_when_built(settings: dict[str, Any], text: str
         mq.CalibrationPass(**settings)
 
 
-def test_progress_can_be_shown_and_silenced(capsys: pytest.CaptureFixture[str]) -> None:
-    """Silent by default; True writes to stderr only; a function is told samples and goal."""
+@either
+def test_progress_can_be_shown_and_silenced(capsys: pytest.CaptureFixture[str], algorithm: str) -> None:
+    """Silent by default; True writes to stderr only; a function is told samples and goal after each whole batch."""
     calibrate(batches())
     assert capsys.readouterr() == ("", "")
     calibrate(batches(), progress=True, num_samples=20)
@@ -309,7 +348,8 @@ def test_progress_can_be_shown_and_silenced(capsys: pytest.CaptureFixture[str]) 
     assert shown.out == ""
     assert "20 of at most 20 samples\n" in shown.err
     told: list[tuple[int, int]] = []
-    calibrate(batches(), progress=lambda samples, wanted: told.append((samples, wanted)), num_samples=12)
+    tell = lambda samples, wanted: told.append((samples, wanted))  # noqa: E731
+    calibrate(batches(), algorithm=algorithm, progress=tell, num_samples=12)
     assert told == [(5, 12), (10, 12), (12, 12)]
 
 
@@ -353,11 +393,12 @@ def test_only_layers_to_be_quantized_are_observed() -> None:
     class Peek(mq.Pass):
         def run(self, context: mq.QuantContext) -> None:
             kept.extend(layer for layer, _ in context.observed)
+            kept.extend(f"moments of {weight.layer}" for weight in context.watched_weights())
 
     model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
     passes = [mq.CalibrationPass(batches()), mq.SkipSelectionPass(mq.NameRule("1")), mq.Int4PackPass()]
     mq.Quantizer([*passes, mq.ValidationPass(), Peek()]).run(model)
-    assert kept == ["0"]
+    assert kept == ["0", "moments of 0"]
 
 
 def test_describe_names_kinds_and_shapes() -> None:

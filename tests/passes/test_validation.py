@@ -13,16 +13,17 @@ import torch
 from torch import nn
 
 import monoquant as mq
+from monoquant.batches import HELD_OUT_OF
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.numerics import affine
 from monoquant.numerics.affine import GroupCodes
 
 
-def pipeline(*between: mq.Pass, tokens: Any = None, **settings: Any) -> mq.Quantizer:
+def pipeline(*between: mq.Pass, tokens: Any = None, algorithm: str = "auto", **settings: Any) -> mq.Quantizer:
     """Select, calibrate, pack, tamper, validate."""
     data = [mq.CalibrationPass(tokens)] if tokens is not None else []
-    passes = [mq.SkipSelectionPass.from_options(), *data, mq.Int4PackPass(), *between, mq.ValidationPass(**settings)]
-    return mq.Quantizer(passes)
+    pack = mq.Int4PackPass(algorithm=algorithm)
+    return mq.Quantizer([mq.SkipSelectionPass.from_options(), *data, pack, *between, mq.ValidationPass(**settings)])
 
 
 def independent_sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
@@ -47,8 +48,17 @@ def test_weight_sqnr_is_that_of_the_weights(small: nn.Module) -> None:
     assert result.report.pooled_weight_sqnr_db == pytest.approx(pooled, abs=1e-4)
 
 
-def test_output_sqnr_is_that_of_the_layer_outputs(small: nn.Module, tokens: Any) -> None:
-    """With inputs seen, each record equals the SQNR of the layer's real outputs; the headline is their median."""
+def held_out_of(batch: int) -> int:
+    """Samples of a batch of twelve that are kept apart: the second one of all, and every so many after it."""
+    return sum(sample % HELD_OUT_OF == 1 for sample in range(12 * batch, 12 * batch + 12))
+
+
+@pytest.mark.parametrize("algorithm", ["round_to_nearest", "clip_search", "gptq"])
+def test_output_sqnr_is_that_of_the_layer_outputs(small: nn.Module, tokens: Any, algorithm: str) -> None:
+    """Each record equals the SQNR of the layer's real outputs, on what was not fitted to; the headline is the median.
+
+    A corrected bias counts, since it makes up for the error of the weight.
+    """
     seen: dict[str, list[torch.Tensor]] = {}
     model = small.eval()
     names = ["blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down"]
@@ -57,13 +67,21 @@ def test_output_sqnr_is_that_of_the_layer_outputs(small: nn.Module, tokens: Any)
         model.get_submodule(name).register_forward_pre_hook(hook)
     for batch in tokens:
         model(batch)
-    result = pipeline(tokens=tokens, sample_rows=10**6).run(small)
+    result = pipeline(tokens=tokens, sample_rows=10**6, algorithm=algorithm).run(small)
     records = {record.layer: record for record in result.report.by_action(mq.Action.QUANTIZE)}
+    fitted = algorithm != "round_to_nearest"
+    held_out = sum(map(held_out_of, range(10)))
     for name in names:
-        inputs = torch.cat([x.flatten(0, -2) for x in seen[name][: len(tokens)]])
-        expected = inputs @ small.get_submodule(name).weight.T
-        found = inputs @ result.model.get_submodule(name).weight.T
-        assert records[name].sample_rows == len(inputs) == 120 * 7
+        calls = seen[name][: len(tokens)]
+        if fitted:
+            calls = [x[12 - held_out_of(batch) :] for batch, x in enumerate(calls)]
+        inputs = torch.cat([x.flatten(0, -2) for x in calls])
+        one, other = small.get_submodule(name), result.model.get_submodule(name)
+        expected, found = inputs @ one.weight.T, inputs @ other.weight.T
+        if one.bias is not None:
+            assert torch.equal(other.bias, one.bias) != fitted
+            found = found + (other.bias - one.bias)
+        assert records[name].sample_rows == len(inputs) == 7 * (held_out if fitted else 120)
         assert records[name].output_sqnr_db == pytest.approx(
             independent_sqnr(expected.detach(), found.detach()), abs=1e-3
         )
@@ -73,8 +91,12 @@ def test_output_sqnr_is_that_of_the_layer_outputs(small: nn.Module, tokens: Any)
 
 def test_a_sample_of_rows_estimates_the_output_sqnr(small: nn.Module, tokens: Any) -> None:
     """A bounded sample is within half a decibel of all rows, and its size is told."""
-    few = pipeline(tokens=tokens, sample_rows=64).run(small).report.by_action(mq.Action.QUANTIZE)
-    everything = pipeline(tokens=tokens, sample_rows=10**6).run(small).report.by_action(mq.Action.QUANTIZE)
+    few, everything = (
+        pipeline(tokens=tokens, algorithm="round_to_nearest", sample_rows=rows)
+        .run(small)
+        .report.by_action(mq.Action.QUANTIZE)
+        for rows in (64, 10**6)
+    )
     for one, other in zip(few, everything, strict=True):
         assert one.sample_rows == 64
         assert one.output_sqnr_db == pytest.approx(other.output_sqnr_db, abs=0.5)

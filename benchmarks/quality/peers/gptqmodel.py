@@ -1,0 +1,49 @@
+"""GPTQModel: GPTQ of causal language models only; it knows no BERT."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from case import Case, Outcome, body
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from subjects import Subject
+from torch import nn
+
+from peers import saved
+
+VERSION = f"gptqmodel {version('gptqmodel')}"
+
+
+def quantize(group_size: int, subject: Subject, model: nn.Module) -> Outcome:
+    """Quantize, save, load, and put the dequantized weights into the float model: its CPU kernel takes no float32."""
+    config = QuantizeConfig(bits=4, group_size=group_size, device="cpu", sym=False)
+    batches = subject.calibration(8)
+    rows = [{"input_ids": ids.tolist(), "attention_mask": [1] * len(ids)} for batch in batches for ids in batch]
+    with saved.folder(model) as path, tempfile.TemporaryDirectory() as packed:
+        work = GPTQModel.load(str(path), config, dtype=torch.float32)
+        start = time.process_time()
+        work.quantize(rows, batch_size=8)
+        seconds = time.process_time() - start
+        work.save(packed)
+        found = GPTQModel.load(packed, backend=BACKEND.TORCH, device="cpu", dtype=torch.float16).model
+        return Outcome(model, _take_weights(model, found), seconds)
+
+
+@torch.no_grad()
+def _take_weights(model: nn.Module, packed: Any) -> float:
+    """Copy what the packed layers dequantize to; the bits per weight of their buffers, `g_idx` included."""
+    size = weights = 0
+    for name, layer in body(model):
+        other = packed.get_submodule(name)
+        layer.weight.copy_(other.dequantize_weight().T)
+        size += sum(buffer.numel() * buffer.element_size() for buffer in other.buffers())
+        weights += layer.weight.numel()
+    return 8 * size / weights
+
+
+CASES = [Case(f"GPTQ sym=False g{size}, defaults", "smollm2", partial(quantize, size)) for size in (128, 64)]

@@ -1,0 +1,193 @@
+"""Every algorithm: whatever the matrix and its inputs are, its codes are ones that a packed matrix can hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, Final
+
+import attrs
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from torch import Generator, Tensor
+
+import monoquant as mq
+from monoquant.algorithms.base import Solution, WeightAlgorithm
+from monoquant.algorithms.choice import ALGORITHMS
+from monoquant.algorithms.clean import InputStatistics, solve
+from monoquant.modules.packed_matrix import PackedMatrix
+from monoquant.numerics.affine import dequantize
+from monoquant.numerics.matrix_form import MatrixForm
+from monoquant.testing.strategies import schemes, weights
+
+each = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda one: one.name)
+
+
+def gaussian(generator: Generator, rows: int, columns: int) -> Tensor:
+    return torch.randn(rows, columns, generator=generator)
+
+
+def correlated(generator: Generator, rows: int, columns: int) -> Tensor:
+    return gaussian(generator, rows, 4) @ gaussian(generator, 4, columns) + 0.1 * gaussian(generator, rows, columns)
+
+
+def dead(generator: Generator, rows: int, columns: int) -> Tensor:
+    """About half of the columns are never used; the first one is."""
+    used = torch.rand(columns, generator=generator) < 0.5
+    used[0] = True
+    return gaussian(generator, rows, columns) * used
+
+
+INPUTS: Final = MappingProxyType[str, Callable[[Generator, int, int], Tensor]](
+    {
+        "gaussian": gaussian,
+        "correlated": correlated,
+        "dead columns": dead,
+        "one row": lambda generator, _, columns: gaussian(generator, 1, columns),
+        "all columns alike": lambda generator, rows, columns: gaussian(generator, rows, 1).repeat(1, columns),
+        "outlier column": lambda generator, rows, columns: gaussian(generator, rows, columns).index_fill_(
+            1, torch.tensor([0]), 1e4
+        ),
+        "tiny": lambda generator, rows, columns: 1e-12 * gaussian(generator, rows, columns),
+        "huge": lambda generator, rows, columns: 1e12 * correlated(generator, rows, columns),
+    }
+)
+
+
+def statistics_of(inputs: Tensor) -> InputStatistics:
+    """As Moments has them."""
+    hessian = inputs.T @ inputs / len(inputs)
+    return InputStatistics(len(inputs), hessian.diagonal().clone(), hessian)
+
+
+def known(columns: int) -> SearchStrategy[InputStatistics]:
+    """Statistics of inputs of many kinds."""
+
+    def build(kind: str, rows: int, seed: int) -> InputStatistics:
+        return statistics_of(INPUTS[kind](Generator().manual_seed(seed), rows, columns))
+
+    return st.builds(build, st.sampled_from(tuple(INPUTS)), st.integers(1, 40), st.integers(0, 2**32 - 1))
+
+
+def problems() -> SearchStrategy[tuple[Tensor, mq.Scheme, InputStatistics | None]]:
+    """A matrix, a scheme of 4 or 8 bits, and what is known of inputs, if anything."""
+    both = st.tuples(schemes(), st.sampled_from((4, 8))).map(lambda pair: attrs.evolve(pair[0], bits=pair[1]))
+    matrices = weights(max_rows=5, max_columns=140)
+    return matrices.flatmap(
+        lambda matrix: st.tuples(st.just(matrix), both, st.none() | known(matrix.shape[1])),
+    )
+
+
+def values(solution: Solution, scheme: mq.Scheme) -> Tensor:
+    """What codes stand for, in float64."""
+    codes = solution.codes
+    return dequantize(codes.codes, codes.scale, codes.zero_point, scheme.width(codes.codes.shape[1])).double()
+
+
+@each
+@settings(max_examples=150)
+@given(problem=problems())
+def test_codes_can_be_packed(
+    algorithm: WeightAlgorithm, problem: tuple[Tensor, mq.Scheme, InputStatistics | None]
+) -> None:
+    """Right shapes and dtypes, codes of the scheme's bits, finite scales; and packing keeps what they stand for."""
+    matrix, scheme, inputs = problem
+    solution = solve(algorithm, matrix, scheme, inputs)
+    codes, scale, zero_point = solution.codes.codes, solution.codes.scale, solution.codes.zero_point
+    rows, columns = matrix.shape
+    groups = (rows, math.ceil(columns / scheme.width(columns)))
+    assert (codes.shape, scale.shape, zero_point.shape) == (matrix.shape, groups, groups)
+    assert (codes.dtype, scale.dtype, zero_point.dtype) == (torch.uint8, scheme.scale_dtype, torch.uint8)
+    assert max(int(codes.max()), int(zero_point.max())) <= 2**scheme.bits - 1
+    assert bool((torch.isfinite(scale) & (scale != 0)).all())
+    assert not scheme.symmetric or bool((zero_point == 2 ** (scheme.bits - 1)).all())
+    assert scheme.symmetric or bool((scale > 0).all())
+    form = MatrixForm.rows_first(matrix.shape)
+    packed, digest = PackedMatrix.from_codes(solution.codes, scheme, form, matrix.dtype)
+    assert packed.digest() == digest
+    assert torch.equal(packed.dequantize(), values(solution, scheme).float().to(matrix.dtype))
+    assert bool(torch.isfinite(packed.dequantize()).all())
+
+
+@each
+@settings(max_examples=60)
+@given(problem=problems())
+def test_equal_problems_have_equal_solutions(
+    algorithm: WeightAlgorithm, problem: tuple[Tensor, mq.Scheme, InputStatistics | None]
+) -> None:
+    """Nothing is random, nothing is remembered, and nothing that was given is written to."""
+    matrix, scheme, inputs = problem
+    tensors = [matrix] if inputs is None else [matrix, inputs.importance, inputs.hessian]
+    given = [tensor.clone() for tensor in tensors]
+    one, other = (solve(algorithm, matrix, scheme, inputs) for _ in range(2))
+    assert all(torch.equal(tensor, before) for tensor, before in zip(tensors, given, strict=True))
+    assert torch.equal(one.codes.codes, other.codes.codes)
+    assert torch.equal(one.codes.scale, other.codes.scale)
+    assert torch.equal(one.codes.zero_point, other.codes.zero_point)
+    assert one.fallback == other.fallback
+
+
+@each
+@settings(max_examples=40)
+@given(data=st.data(), columns=st.integers(1, 140), symmetric=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_rows_have_codes_of_their_own(
+    algorithm: WeightAlgorithm, data: Any, columns: int, symmetric: bool, seed: int
+) -> None:
+    """Multiplying a row by a power of two changes its scales and no code, here or in any other row."""
+    scheme = mq.Scheme(group_size=32, symmetric=symmetric, scale_dtype=torch.float32)
+    inputs = data.draw(st.none() | known(columns))
+    matrix = 0.02 * gaussian(Generator().manual_seed(seed), 8, columns)
+    factors = 2.0 ** torch.arange(-3, 5).unsqueeze(1)
+    one, other = (solve(algorithm, each_row, scheme, inputs).codes for each_row in (matrix, matrix * factors))
+    assert torch.equal(one.codes, other.codes)
+    assert torch.equal(one.zero_point, other.zero_point)
+    assert torch.equal(one.scale * factors, other.scale)
+
+
+@each
+@settings(max_examples=40)
+@given(scheme=schemes(), data=st.data(), columns=st.integers(1, 140))
+def test_zeros_stay_zero(algorithm: WeightAlgorithm, scheme: mq.Scheme, data: Any, columns: int) -> None:
+    """A dead matrix is exact, whatever its inputs are."""
+    solution = solve(algorithm, torch.zeros(3, columns), scheme, data.draw(st.none() | known(columns)))
+    assert not bool(values(solution, scheme).any())
+
+
+@each
+@settings(max_examples=40)
+@given(inputs=st.none() | known(96), symmetric=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_codes_stand_for_the_weights(
+    algorithm: WeightAlgorithm, inputs: InputStatistics | None, symmetric: bool, seed: int
+) -> None:
+    """The output of fitted inputs keeps 15 dB with 4 bits, and 8 bits are better, also where one column decides."""
+    matrix = gaussian(Generator().manual_seed(seed), 16, 96).double()
+    hessian = torch.eye(96).double() if inputs is None else inputs.hessian.double()
+
+    def noise(bits: int) -> float:
+        scheme = mq.Scheme(bits, 32, symmetric, torch.float32)
+        error = values(solve(algorithm, matrix, scheme, inputs), scheme) - matrix
+        return float(((error @ hessian) * error).sum())
+
+    signal = float(((matrix @ hessian) * matrix).sum())
+    assert noise(4) < signal * 10**-1.5
+    assert noise(8) < noise(4) / 5
+
+
+@each
+def test_without_statistics_every_algorithm_still_works(algorithm: WeightAlgorithm) -> None:
+    """Where nothing is known of the inputs, codes are those for inputs without any preference, or rounded."""
+    matrix = gaussian(Generator().manual_seed(0), 8, 64)
+    error = values(solve(algorithm, matrix, mq.Scheme(group_size=32)), mq.Scheme(group_size=32)) - matrix
+    assert float(error.square().mean()) < 0.01
+
+
+def test_algorithms_are_values() -> None:
+    """Equal settings are equal algorithms, which can be compared, hashed and printed."""
+    for algorithm in ALGORITHMS:
+        assert algorithm == type(algorithm)()
+        assert hash(algorithm) == hash(type(algorithm)())
+        assert type(algorithm).__name__ in repr(algorithm)

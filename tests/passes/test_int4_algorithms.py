@@ -1,0 +1,575 @@
+"""Int4PackPass with codes that are fitted to calibration data: how they are asked for, told, kept and undone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import pytest
+import torch
+from torch import Tensor, nn
+
+import monoquant as mq
+from monoquant.algorithms.base import Needs, Solution, WeightAlgorithm, WeightProblem
+from monoquant.algorithms.clip_search import ClipSearch
+from monoquant.algorithms.gptq import Gptq
+from monoquant.algorithms.round_to_nearest import RoundToNearest
+from monoquant.batches import HELD_OUT_OF
+
+FEATURES = 96
+UNWEIGHTED = Gptq(weigh_rows=False)
+QUIET: dict[str, Any] = {"accuracy_warning": "ignore", "plugins": False, "group_size": 32}
+
+
+def data(samples: int = 144, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Samples that mostly lie in a few directions and have a mean, as inputs of real layers do."""
+    mixing = torch.randn(12, FEATURES, generator=torch.Generator().manual_seed(99))
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(samples, FEATURES, generator=generator)
+    return (torch.randn(samples, 12, generator=generator) @ mixing + 0.3 * noise + 0.5).to(dtype)
+
+
+class Net(nn.Module):
+    """Three projections of one input, and what becomes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(FEATURES, 64, bias=bias) for bias in (True, False, True))
+        self.out = nn.Linear(64, FEATURES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.q(x)) * self.k(x) + self.v(x))
+
+
+def build(seed: int = 0) -> Net:
+    net = Net()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(seed + parameter.numel()))
+    return net.eval()
+
+
+def noise(model: nn.Module, quantized: nn.Module, inputs: Tensor) -> float:
+    """Mean square of what quantizing does to the output."""
+    with torch.no_grad():
+        return float((model(inputs) - quantized(inputs)).double().square().mean())
+
+
+def bytes_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def algorithms(result: mq.QuantResult) -> dict[str, str]:
+    return {record.layer: record.algorithm for record in result.report.by_action(mq.Action.QUANTIZE)}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "gptq"),
+        ({"quality": "auto"}, "gptq"),
+        ({"quality": "best"}, "gptq"),
+        ({"quality": "balanced"}, "clip_search"),
+        ({"quality": "fast"}, "round_to_nearest"),
+        ({"algorithm": "gptq"}, "gptq"),
+        ({"algorithm": "clip_search"}, "clip_search"),
+        ({"algorithm": "round_to_nearest"}, "round_to_nearest"),
+        ({"algorithm": Gptq(damping=0.1)}, "gptq"),
+    ],
+    ids=str,
+)
+def test_what_is_asked_for_is_what_chooses(options: dict[str, Any], expected: str) -> None:
+    """By quality, by name or by object; each layer of the report says so."""
+    result = mq.quantize(build(), calibration_data=[data()], **options, **QUIET)
+    assert algorithms(result) == dict.fromkeys(("q", "k", "v", "out"), expected)
+    assert not [finding for finding in result.report.findings if finding.code == "algorithm-fell-back"]
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": "auto"}, {"quality": "fast"}, {"algorithm": "auto"}])
+def test_without_data_codes_are_rounded(options: dict[str, Any]) -> None:
+    """The default needs no data, and says nothing of what it could have done with some."""
+    result = mq.quantize(build(), **options, **QUIET)
+    assert set(algorithms(result).values()) == {"round_to_nearest"}
+    assert not [finding for finding in result.report.findings if finding.code == "algorithm-fell-back"]
+    assert_same(bytes_of(result.model), bytes_of(mq.quantize(build(), quality="fast", **QUIET).model))
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "clip_search", Gptq()])
+def test_what_needs_data_is_refused_without(algorithm: Any) -> None:
+    """Asked for by name, an algorithm is not silently replaced by another one."""
+    with pytest.raises(mq.ConfigError, match=r"fits codes to data: put a CalibrationPass before Int4PackPass"):
+        mq.Quantizer([mq.SkipSelectionPass(), mq.Int4PackPass(algorithm=algorithm)]).run(build())
+    with pytest.raises(mq.ConfigError, match="fits codes to data"):
+        mq.quantize(build(), algorithm=algorithm, **QUIET)
+
+
+@pytest.mark.parametrize("quality", ["best", "balanced"])
+def test_a_quality_that_needs_data_is_refused_without(quality: Any) -> None:
+    """The error names the word, and a quality that does without."""
+    with pytest.raises(mq.ConfigError, match=rf"quality='{quality}' fits codes to data: .*quality='fast'"):
+        mq.quantize(build(), quality=quality, **QUIET)
+
+
+WRONG = [
+    ({"quality": "good"}, r"quality='good': give one of 'auto', 'fast', 'balanced', 'best'"),
+    ({"quality": None}, "quality=None"),
+    ({"quality": True}, "quality=True"),
+    ({"algorithm": "awq"}, r"algorithm='awq': give one of 'round_to_nearest', 'clip_search', 'gptq'"),
+    ({"algorithm": Gptq}, "or an instance of a WeightAlgorithm"),
+    ({"quality": "best", "algorithm": "gptq"}, r"quality='best' and algorithm='gptq' both choose"),
+    ({"quality": "fast", "algorithm": "round_to_nearest"}, "both choose: give one of them"),
+    ({"bits": 8, "quality": "best"}, r"algorithm 'gptq' is for INT4: int8 weights are rounded"),
+    ({"bits": 16, "algorithm": "clip_search"}, r"algorithm 'clip_search' is for INT4"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), WRONG, ids=[text for _, text in WRONG])
+def test_wrong_choices_are_refused(options: dict[str, Any], text: str, unchanged: Any) -> None:
+    """Before anything is run."""
+    model = build()
+    check = unchanged(model)
+
+    def never() -> Iterator[Tensor]:
+        raise AssertionError("no data may be drawn")
+        yield
+
+    quiet = {"accuracy_warning": "ignore", "plugins": False}
+    with pytest.raises(mq.ConfigError, match=text):
+        mq.quantize(model, calibration_data=never(), **options, **quiet)
+    check()
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "yes"])
+def test_correcting_biases_is_a_flag(value: Any) -> None:
+    """Nothing else is taken for one."""
+    with pytest.raises(mq.ConfigError, match="correct_bias="):
+        mq.Int4PackPass(correct_bias=value)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_better_qualities_are_better(symmetric: bool, scale_dtype: torch.dtype) -> None:
+    """On inputs that nobody has seen, of the kind that was fitted to: best before balanced before fast."""
+    model, fresh = build(), data(500, seed=1)
+    options = {"calibration_data": [data()], "symmetric": symmetric, "scale_dtype": scale_dtype, **QUIET}
+    fast, balanced, best = (
+        noise(model, mq.quantize(model, quality=quality, **options).model, fresh)
+        for quality in ("fast", "balanced", "best")
+    )
+    assert best < 0.5 * fast
+    assert best < balanced < fast
+
+
+def test_settings_of_an_algorithm_matter() -> None:
+    """An object with other settings chooses other codes."""
+    one, other = (
+        mq.quantize(build(), algorithm=Gptq(damping=damping), calibration_data=[data()], **QUIET).model
+        for damping in (0.01, 0.9)
+    )
+    assert not torch.equal(one.q.packed_weight.qweight, other.q.packed_weight.qweight)
+
+
+@attrs.frozen
+class Ceiling(WeightAlgorithm):
+    """One's own: every code one more than the nearest, where that is possible."""
+
+    name: ClassVar[str] = "ceiling"
+    needs: ClassVar[Needs] = Needs.NOTHING
+
+    def solve(self, problem: WeightProblem) -> Solution:
+        codes = RoundToNearest().solve(problem).codes
+        return Solution(attrs.evolve(codes, codes=(codes.codes + 1).clamp_max(problem.scheme.max_code)))
+
+
+@attrs.frozen(eq=False)
+class Own(WeightAlgorithm):
+    """One's own, with a choice of what it wants to know; remembers what it was told, and rounds."""
+
+    name: ClassVar[str] = "own"
+
+    wants: Needs
+    seen: list[WeightProblem] = attrs.field(factory=list)
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        return self.wants
+
+    def solve(self, problem: WeightProblem) -> Solution:
+        self.seen.append(problem)
+        return RoundToNearest().solve(problem)
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_an_algorithm_of_ones_own(with_data: bool) -> None:
+    """Its codes are packed, its name is in the report, and data is not needed unless it says so."""
+    options = {"calibration_data": [data()]} if with_data else {}
+    plain = mq.quantize(build(), quality="fast", **QUIET).model
+    result = mq.quantize(build(), algorithm=Ceiling(), **options, **QUIET)
+    assert set(algorithms(result).values()) == {"ceiling"}
+    for layer in "qkv":
+        one, other = (
+            model.get_submodule(layer).packed_weight.read_rows(slice(0, 64)).codes for model in (plain, result.model)
+        )
+        assert torch.equal((one + 1).clamp_max(15), other)
+        biases = {name: value for name, value in build().named_parameters() if name.endswith("bias")}
+    assert_same(dict(result.model.named_parameters()), biases)
+
+
+@pytest.mark.parametrize("needs", [Needs.SQUARES, Needs.HESSIAN])
+def test_what_an_algorithm_of_ones_own_is_told(needs: Needs) -> None:
+    """Moments of what was fitted to; weights that meet the same inputs, and have or lack a bias alike, come at once."""
+    own = Own(needs)
+    batch = data()
+    fitted = len(batch) - (len(batch) + HELD_OUT_OF - 2) // HELD_OUT_OF
+    result = mq.quantize(build(), algorithm=own, calibration_data=[batch], **QUIET)
+    assert set(algorithms(result).values()) == {"own"}
+    assert sum(len(problem.weight) for problem in own.seen) == 3 * 64 + FEATURES
+    assert len(own.seen) <= 3
+    first = own.seen[0]
+    assert (first.samples, first.width, first.scheme) == (fitted, 32, mq.Scheme(group_size=32))
+    rows = batch[:fitted].double() - batch[:fitted].double().mean(0)
+    torch.testing.assert_close(first.importance.double(), rows.square().mean(0), rtol=1e-3, atol=1e-3)
+    assert (first.hessian is None) == (needs is Needs.SQUARES)
+    if first.hessian is not None:
+        torch.testing.assert_close(first.hessian.double(), rows.T @ rows / fitted, rtol=1e-3, atol=1e-2)
+
+
+def test_without_correcting_biases_the_mean_is_fitted_to_as_well() -> None:
+    """Where no bias makes up for it, the error that the mean of the inputs makes counts."""
+    own = Own(Needs.HESSIAN)
+    passes = [mq.SkipSelectionPass(), mq.CalibrationPass([data()])]
+    mq.Quantizer([*passes, mq.Int4PackPass(32, algorithm=own, correct_bias=False)]).run(build())
+    fitted = 144 - (144 + HELD_OUT_OF - 2) // HELD_OUT_OF
+    rows = data()[:fitted].double()
+    torch.testing.assert_close(own.seen[0].hessian.double(), rows.T @ rows / fitted, rtol=1e-3, atol=1e-2)
+    assert len(own.seen[0].weight) == 3 * 64
+
+
+def test_a_bad_algorithm_is_named_with_its_layer(unchanged: Any) -> None:
+    """And the model is as it was."""
+
+    class Bad(Ceiling):
+        name = "bad"
+
+        def solve(self, problem: WeightProblem) -> Solution:
+            codes = RoundToNearest().solve(problem).codes
+            return Solution(attrs.evolve(codes, scale=codes.scale * 0))
+
+    model = build()
+    check = unchanged(model)
+    with pytest.raises(mq.PassError, match=r"(?s)algorithm 'bad' returned scales that are zero.*layer 'q'"):
+        mq.quantize(model, algorithm=Bad(), inplace=True, **QUIET)
+    check()
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "clip_search"])
+def test_two_runs_give_the_same_bytes(algorithm: str) -> None:
+    """Whatever ran before, and whatever the global random state is."""
+    batches = list(data().split(60))
+    models = [build(), build(), build(5)]
+    torch.manual_seed(1)
+    one = mq.quantize(models[0], algorithm=algorithm, calibration_data=batches, **QUIET)
+    torch.manual_seed(2)
+    mq.quantize(models[2], algorithm=algorithm, calibration_data=[data(seed=3)], **QUIET)
+    state = torch.get_rng_state()
+    other = mq.quantize(models[1], algorithm=algorithm, calibration_data=iter(batches), **QUIET)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same(bytes_of(one.model), bytes_of(other.model))
+    assert one.report == other.report
+
+
+@pytest.mark.parametrize("algorithm", [ClipSearch(), UNWEIGHTED], ids=["clip_search", "gptq"])
+def test_layers_are_fitted_independently(algorithm: WeightAlgorithm) -> None:
+    """A layer gets the codes it would get if others were skipped, also where they share inputs and are solved at once.
+
+    Sums in another order may decide between codes that are equally good.
+    """
+    options = {"calibration_data": [data()], "algorithm": algorithm, **QUIET}
+    everything = mq.quantize(build(), **options).model
+    for layer in ("q", "k", "out"):
+        alone = mq.quantize(build(), layer_names=[layer], **options).model
+        one, other = (model.get_submodule(layer).packed_weight.dequantize() for model in (everything, alone))
+        assert int((~torch.isclose(one, other, atol=1e-6)).any(1).sum()) <= 1
+
+
+WAVE = 4 * FEATURES * (FEATURES + 1)
+
+
+@pytest.mark.parametrize("kind", ["list", "generator", "DataLoader"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        ClipSearch(),
+        UNWEIGHTED,
+        pytest.param(
+            Gptq(),
+            marks=pytest.mark.xfail(
+                strict=True, reason="rows are weighed by the layers of a wave that share them, not by all that do"
+            ),
+        ),
+    ],
+    ids=["clip_search", "gptq without weights", "gptq"],
+)
+def test_waves_give_the_same_codes(kind: str, algorithm: WeightAlgorithm) -> None:
+    """Little memory for statistics means that the data is run more often, and nothing else."""
+    batches = list(data().split(64))
+
+    def given() -> Any:
+        if kind == "DataLoader":
+            return torch.utils.data.DataLoader(data(), batch_size=64)
+        return iter(batches) if kind == "generator" else batches
+
+    options = {"algorithm": algorithm, **QUIET}
+    whole = mq.quantize(build(), calibration_data=given(), **options)
+    limit = WAVE if algorithm.needs is Needs.HESSIAN else 4 * 2 * FEATURES
+    model = build()
+    waves = mq.quantize(model, calibration_data=given(), statistics_bytes=limit, **options)
+    assert_same(bytes_of(whole.model), bytes_of(waves.model))
+    told = [finding for finding in waves.report.findings if finding.code == "calibrated-in-waves"]
+    assert len(told) == 1
+    assert "was run 4 times" in told[0].message
+    assert told[0].severity is mq.Severity.INFO
+    assert "statistics_bytes" in told[0].remedy
+    assert not [finding for finding in whole.report.findings if finding.code == "calibrated-in-waves"]
+    others = [finding for finding in waves.report.findings if finding not in told]
+    assert others == list(whole.report.findings)
+    assert waves.report.calibration == whole.report.calibration
+    assert [record.sqnr_db for record in waves.report.layers] == [record.sqnr_db for record in whole.report.layers]
+
+
+def test_a_generator_is_drawn_once_for_all_waves() -> None:
+    """Its batches are kept, as many as are used."""
+    drawn = []
+
+    def batches() -> Iterator[Tensor]:
+        for part in data(640).split(64):
+            drawn.append(len(part))
+            yield part
+
+    options = {"num_calibration_samples": 150, "statistics_bytes": WAVE, **QUIET}
+    result = mq.quantize(build(), calibration_data=batches(), **options)
+    assert drawn == [64] * 3
+    assert result.report.calibration.samples == 150
+
+
+def test_too_little_memory_for_one_weight_is_an_error(unchanged: Any) -> None:
+    """All layers that would not fit are named, with what would do; and it does."""
+    model = build()
+    check = unchanged(model)
+    with pytest.raises(mq.InputError, match=rf"too little for .*'q', 'k', 'v'.*{WAVE} bytes.*clip_search") as caught:
+        mq.quantize(model, calibration_data=[data()], statistics_bytes=WAVE - 1, **QUIET)
+    assert caught.value.layers == ("q", "k", "v")
+    check()
+    mq.quantize(model, calibration_data=[data()], statistics_bytes=WAVE, **QUIET)
+    mq.quantize(model, calibration_data=[data()], statistics_bytes=WAVE - 1, quality="balanced", **QUIET)
+
+
+@pytest.mark.parametrize("fails_in", ["first", "later"])
+def test_a_failure_in_a_wave_leaves_the_model_alone(unchanged: Any, fails_in: str) -> None:
+    """Data that gives out in the second run is as bad as in the first."""
+    runs = []
+
+    class Data:
+        def __iter__(self) -> Iterator[Tensor]:
+            runs.append(1)
+            yield data(64)
+            if len(runs) > (fails_in == "later"):
+                raise ConnectionError("lost")
+
+    model = build()
+    check = unchanged(model)
+    with pytest.raises(ConnectionError):
+        mq.quantize(model, calibration_data=Data(), statistics_bytes=WAVE, inplace=True, **QUIET)
+    check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("algorithm", ["gptq", "clip_search"])
+def test_models_of_other_dtypes(dtype: torch.dtype, algorithm: str) -> None:
+    """Weights and biases keep their dtype, codes are fitted, and the result is better than a rounded one."""
+    model, fresh = build().to(dtype), data(500, 1, dtype)
+    options = {"calibration_data": [data(dtype=dtype)], **QUIET}
+    result = mq.quantize(model, algorithm=algorithm, **options)
+    assert algorithms(result)["q"] == algorithm
+    assert {parameter.dtype for parameter in result.model.parameters()} == {dtype}
+    assert result.model.q.weight.dtype == dtype
+    nearest = mq.quantize(model, algorithm="round_to_nearest", **options).model
+    assert noise(model, result.model, fresh) < noise(model, nearest, fresh)
+
+
+def test_the_users_model_is_left_alone(unchanged: Any) -> None:
+    """Weights, biases, flags and hooks, and no gradient is left in it."""
+    model = build().train()
+    check = unchanged(model)
+    result = mq.quantize(model, calibration_data=[data()], **QUIET)
+    check()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not torch.equal(result.model.q.bias, model.q.bias)
+    assert result.model.q.bias.requires_grad
+    assert not result.model.q._forward_pre_hooks
+    assert not result.model.q._forward_hooks
+
+
+def test_frozen_biases_stay_frozen() -> None:
+    """A corrected bias is as trainable as it was."""
+    model = build()
+    model.q.bias.requires_grad_(False)
+    result = mq.quantize(model, calibration_data=[data()], **QUIET).model
+    assert not result.q.bias.requires_grad
+    assert result.v.bias.requires_grad
+    assert not torch.equal(result.q.bias, model.q.bias)
+
+
+def test_in_place() -> None:
+    """The model becomes what the copy would have been."""
+    model = build()
+    copied = mq.quantize(build(), calibration_data=[data()], **QUIET).model
+    result = mq.quantize(model, calibration_data=[data()], inplace=True, **QUIET)
+    assert result.model is model
+    assert_same(bytes_of(model), bytes_of(copied))
+
+
+def test_a_later_failure_leaves_biases_as_they_were(unchanged: Any) -> None:
+    """Also in place, after codes and biases were chosen."""
+
+    class Late(mq.Pass):
+        follows: ClassVar[tuple[type[mq.Pass], ...]] = (mq.Int4PackPass,)
+
+        def run(self, context: mq.QuantContext) -> None:
+            assert "q" in context.packed
+            assert context.packed["q"].biases.keys() == {"bias"}
+            raise RuntimeError("late")
+
+    model = build()
+    check = unchanged(model)
+    passes = [mq.SkipSelectionPass(), mq.CalibrationPass([data()]), mq.Int4PackPass(32), Late()]
+    with pytest.raises(RuntimeError, match="late"):
+        mq.Quantizer(passes).run(model, inplace=True)
+    check()
+
+
+def test_saving_and_loading_keeps_corrected_biases(tmp_path: Path) -> None:
+    """Into a fresh model with other weights; outputs are the same, bit for bit."""
+    result = mq.quantize(build(), calibration_data=[data()], **QUIET)
+    mq.save(result, tmp_path / "model.safetensors")
+    loaded = mq.load(tmp_path / "model.safetensors", build(seed=7))
+    assert_same(bytes_of(loaded), bytes_of(result.model))
+    with torch.no_grad():
+        assert torch.equal(loaded(data(9, 1)), result.model(data(9, 1)))
+
+
+def test_dequantizing_keeps_corrected_biases() -> None:
+    """Float modules of the original classes that compute what the packed ones do."""
+    result = mq.quantize(build(), calibration_data=[data()], **QUIET)
+    plain = mq.dequantize(result.model)
+    assert type(plain.q) is nn.Linear
+    assert torch.equal(plain.q.bias, result.model.q.bias)
+    assert not torch.equal(plain.q.bias, build().q.bias)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(data(9, 1)), result.model(data(9, 1)))
+
+
+def test_a_fitted_model_can_be_copied_and_trained() -> None:
+    """What is left in float has gradients, corrected biases among it."""
+    result = mq.quantize(build(), calibration_data=[data()], **QUIET)
+    model = copy.deepcopy(result.model)
+    model(data(9)).square().mean().backward()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == {
+        "q.bias",
+        "v.bias",
+        "out.bias",
+    }
+
+
+def global_settings() -> list[Any]:
+    return [
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.math_sdp_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_float32_matmul_precision(),
+        torch._C._len_torch_dispatch_stack(),
+        torch._C._len_torch_function_stack(),
+        torch.get_rng_state().tolist(),
+    ]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_global_settings_are_left_alone(fails: bool) -> None:
+    """Modes, threads, kernels and random numbers, also if the model fails half-way."""
+    seen: list[list[Any]] = []
+
+    class Observed(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if fails and seen:
+                raise ValueError
+            seen.append([])
+            return super().forward(x)
+
+    model = Observed()
+    before = global_settings()
+    try:
+        mq.quantize(model, calibration_data=list(data().split(64)), **QUIET)
+    except mq.InputError:
+        assert fails
+    assert global_settings() == before
+
+
+@pytest.mark.parametrize("algorithm", [ClipSearch(), Gptq()])
+def test_layers_of_every_precision_side_by_side(algorithm: WeightAlgorithm) -> None:
+    """Only INT4 layers are fitted; the others are reduced as ever, and share no statistics."""
+    rules = [mq.NameRule("k", skip_to="int8"), mq.NameRule("out", skip_to="float16")]
+    result = mq.quantize(build(), rules=rules, algorithm=algorithm, calibration_data=[data()], **QUIET)
+    records = {record.layer: record for record in result.report.layers}
+    assert {layer: str(record.scheme).split()[0] for layer, record in records.items()} == {
+        "q": "int4",
+        "k": "int8",
+        "v": "int4",
+        "out": "float16",
+    }
+    assert {layer: record.algorithm for layer, record in records.items()} == {
+        "q": algorithm.name,
+        "k": "",
+        "v": algorithm.name,
+        "out": "",
+    }
+    assert torch.equal(result.model.out.bias, build().out.bias)
+
+
+def test_a_replaced_weight_is_what_is_fitted() -> None:
+    """A pass before may give another weight; its inputs are still those of the model."""
+
+    class Doubling(mq.Pass):
+        def run(self, context: mq.QuantContext) -> None:
+            context.replace_weight("q", 2 * context.weight("q"))
+
+    passes = [mq.SkipSelectionPass(), mq.CalibrationPass([data()]), Doubling(), mq.Int4PackPass(32)]
+    found = mq.Quantizer(passes).run(build()).model.q.packed_weight.dequantize().detach()
+    error = found - 2 * build().q.weight.detach()
+    assert float(error.square().mean()) < 0.02 * float(found.square().mean())
+
+
+@pytest.mark.parametrize("make", [lambda: data(), lambda: data()[0]], ids=["many", "one"])
+def test_few_samples_are_no_error(make: Callable[[], Tensor]) -> None:
+    """A single sample leaves nothing to hold out, and is too little to fit to."""
+    batch = make().view(-1, FEATURES)
+    result = mq.quantize(build(), calibration_data=[batch], **QUIET)
+    facts = result.report.calibration
+    assert facts.held_out == (min(len(batch), 150) + HELD_OUT_OF - 2) // HELD_OUT_OF
+    codes = {finding.code for finding in result.report.findings}
+    assert ("measured-on-fitted" in codes) == (facts.held_out == 0)
+    assert ("algorithm-fell-back" in codes) == (len(batch) == 1)
