@@ -1,4 +1,4 @@
-"""GPTQModel: GPTQ of causal language models only; it knows no BERT."""
+"""GPTQModel: GPTQ of causal language models only. It knows no BERT, and the case for MiniLM shows it say so."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from case import Case, Outcome, body
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from models import minilm
 from subjects import Subject
 from torch import nn
 
@@ -34,6 +35,15 @@ def quantize(group_size: int, subject: Subject, model: nn.Module) -> Outcome:
         return Outcome(model, _take_weights(model, found), seconds)
 
 
+def refused(subject: Subject, model: Any) -> Outcome:
+    """Load a model of a kind that it does not know."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        minilm.tokenizer().save_pretrained(folder)
+        GPTQModel.load(folder, QuantizeConfig(bits=4, group_size=128, device="cpu", sym=False), dtype=torch.float32)
+    raise NotImplementedError(f"GPTQModel loads {subject.name} now: quantize it as SmolLM2")
+
+
 @torch.no_grad()
 def _take_weights(model: nn.Module, packed: Any) -> float:
     """Copy what the packed layers dequantize to; the bits per weight of their buffers, `g_idx` included."""
@@ -46,4 +56,7 @@ def _take_weights(model: nn.Module, packed: Any) -> float:
     return 8 * size / weights
 
 
-CASES = [Case(f"GPTQ sym=False g{size}, defaults", "smollm2", partial(quantize, size)) for size in (128, 64)]
+CASES = [
+    Case("GPTQ sym=False g128", "minilm", refused),
+    *(Case(f"GPTQ sym=False g{size}, defaults", "smollm2", partial(quantize, size)) for size in (128, 64)),
+]
