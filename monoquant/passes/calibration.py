@@ -66,7 +66,7 @@ def _check_bytes(_instance: Any, _attribute: Any, value: Any) -> None:
 
 @attrs.frozen
 class CalibrationPass(Pass):
-    """Feed batches to the model in eval mode without gradients; the model is left as it was.
+    """Feed batches to the model in eval mode; the model is left as it was, and its weights get no gradients.
 
     A tensor is passed as ``model(batch)``, a tuple or list as ``model(*batch)``, a mapping as ``model(**batch)``. Where
     a batch holds more than the input (labels, say), name the input with ``select``, or run the model yourself in

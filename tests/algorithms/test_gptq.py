@@ -67,15 +67,18 @@ def test_inputs_without_correlation_leave_nothing_to_make_up_for(
     assert torch.equal(codes.codes.float(), nearest_codes(matrix, scale, zero_point, scheme.max_code))
 
 
+@pytest.mark.parametrize("sweeps", [0, 2])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @settings(max_examples=30)
 @given(columns=st.integers(32, 130), rows=st.integers(8, 24), seed=SEEDS)
-def test_outputs_of_correlated_inputs_lose_less(scheme: mq.Scheme, columns: int, rows: int, seed: int) -> None:
+def test_outputs_of_correlated_inputs_lose_less(
+    sweeps: int, scheme: mq.Scheme, columns: int, rows: int, seed: int
+) -> None:
     """Where inputs lie in few directions, noise is less than half of what rounding to nearest makes of it."""
     matrix, inputs = gaussian(seed, rows, columns), known(correlated(seed + 1, 4 * columns + 64, columns))
     fitted, nearest = (
         noise(solve(algorithm, matrix, scheme, inputs), matrix, scheme, inputs.hessian)
-        for algorithm in (Gptq(), RoundToNearest())
+        for algorithm in (Gptq(sweeps=sweeps), RoundToNearest())
     )
     assert fitted < 0.4 * nearest
 
@@ -203,6 +206,34 @@ def test_bad_damping_is_refused(damping: Any) -> None:
     """The error names what was given and what would be right."""
     with pytest.raises(mq.ConfigError, match=r"damping=.*fraction of the mean of the Hessian's diagonal"):
         Gptq(damping=damping)
+
+
+@pytest.mark.parametrize("sweeps", [-1, 1.0, True, None, "2"])
+def test_bad_sweeps_are_refused(sweeps: Any) -> None:
+    """A whole number, also none at all."""
+    with pytest.raises(mq.ConfigError, match=r"sweeps=.*whole number >= 0"):
+        Gptq(sweeps=sweeps)
+
+
+@pytest.mark.parametrize("weigh_rows", [0, None, "yes"])
+def test_weighing_rows_is_a_flag(weigh_rows: Any) -> None:
+    """Nothing else is taken for one."""
+    with pytest.raises(mq.ConfigError, match="weigh_rows="):
+        Gptq(weigh_rows=weigh_rows)
+    assert (Gptq().weighs_rows, Gptq(weigh_rows=False).weighs_rows) == (True, False)
+
+
+def test_sweeps_make_it_better() -> None:
+    """On what was fitted to, with the damping that was fitted with."""
+    matrix, inputs = gaussian(0, 32, 96), known(correlated(1, 1000, 96))
+    damped = inputs.hessian + 0.01 * inputs.hessian.diagonal().mean() * torch.eye(96)
+    scheme = mq.Scheme(group_size=32)
+    noises = [
+        noise(solve(Gptq(damping=0.01, sweeps=sweeps), matrix, scheme, inputs), matrix, scheme, damped)
+        for sweeps in (0, 1, 4)
+    ]
+    assert noises == sorted(noises, reverse=True)
+    assert noises[-1] < 0.95 * noises[0]
 
 
 def test_damping_is_chosen_where_it_is_not_given() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from monoquant.numerics.matrix_form import MatrixForm
-from monoquant.statistics.collector import MomentCollector, RowStatistics
+from monoquant.statistics.collector import MomentCollector, RowStatistics, row_weights
 from monoquant.statistics.watch import Block, WatchedWeight
 
 COLUMNS = 4
@@ -57,6 +57,7 @@ actions = st.lists(
         st.tuples(st.just("part"), st.integers(0, 2), st.integers(0, 2)),
         st.tuples(st.just("write"), st.integers(0, 2)),
         st.tuples(st.just("hold out"), st.booleans()),
+        st.just(("weigh",)),
         *[st.tuples(st.just("multiply"), st.integers(0, 3), st.integers(0, 2), st.booleans())] * 4,
     ),
     max_size=40,
@@ -64,17 +65,20 @@ actions = st.lists(
 
 
 @settings(max_examples=400)
-@given(script=actions, diagonal=st.sampled_from(("", "d", "cd")), padded=st.booleans())
+@given(script=actions, diagonal=st.sampled_from(("", "d", "cd")), padded=st.booleans(), weighed=st.booleans())
 def test_every_weight_gets_the_moments_of_its_own_inputs(
-    script: list[tuple[Any, ...]], diagonal: str, padded: bool
+    script: list[tuple[Any, ...]], diagonal: str, padded: bool, weighed: bool
 ) -> None:
-    """Tensors are made where others were freed, seen through views, written to, multiplied with one weight or many."""
+    """Tensors are made where others were freed, seen through views, written to, multiplied with one weight or many.
+
+    Rows that wait for weights, and never get any, count as others do.
+    """
     collecting = collector(*NAMES, diagonal=diagonal)
     slots = [torch.zeros(3, COLUMNS) for _ in range(3)]
     seen: dict[bool, dict[str, list[Tensor]]] = {True: defaultdict(list), False: defaultdict(list)}
     used: list[str] = []
     mask = torch.tensor([[True, False, True]])
-    collecting.counted = mask if padded else None
+    collecting.counted, collecting.weighed = mask if padded else None, weighed
     for number, (action, *given_) in enumerate(script, 1):
         if action == "new":
             slots[given_[0]] = torch.empty(0)  # first freed, so that its memory may come back
@@ -90,12 +94,15 @@ def test_every_weight_gets_the_moments_of_its_own_inputs(
             slots[given_[0]].add_(number)
         elif action == "hold out":
             collecting.held_out = given_[0]
+        elif action == "weigh":
+            collecting.weigh({})
         else:
             layer, inputs = NAMES[given_[0]], slots[given_[1]]
             used.append(layer)
             counts = padded and len(inputs) == mask.numel()
             seen[collecting.held_out][layer].append(inputs[mask.flatten()] if counts else inputs.clone())
             collecting.receive(whole(layer), inputs, given_[2])
+    collecting.weigh({})
     found = finish(collecting, *NAMES)
     for layer in NAMES:
         assert len(found[layer]) == (layer in used)
@@ -193,6 +200,108 @@ def test_inference_tensors_are_counted() -> None:
     found = finish(collecting, *"ab")
     assert [float(found[layer][0].moments.mean[0]) for layer in "ab"] == [1.5, 3.5]
     assert [found[layer][0].moments.rows for layer in "ab"] == [10, 10]
+
+
+def weighed(*layers: str) -> MomentCollector:
+    """A collector whose rows wait for weights."""
+    collecting = collector(*layers)
+    collecting.weighed = True
+    return collecting
+
+
+def mean_of(found: RowStatistics) -> float:
+    return float(found.moments.mean[0])
+
+
+def test_rows_count_by_the_norm_of_their_gradient() -> None:
+    """Not by its square; in the order in which they were multiplied, over all calls since the last time."""
+    collecting = weighed("a")
+    for first, second in ((1.0, 3.0), (10.0, 30.0)):
+        collecting.receive(whole("a"), torch.tensor([[first], [second]]).expand(2, COLUMNS), shared=True)
+    collecting.weigh({"a": torch.tensor([1.0, 9.0, 9.0, 1.0])})
+    collecting.receive(whole("a"), torch.full((4, COLUMNS), 2.0), shared=True)
+    collecting.weigh({"a": torch.full((4,), 1e-6)})
+    [found] = finish(collecting, "a")["a"]
+    assert found.moments.weighted
+    assert found.moments.rows == 8
+    # Weights are 1, 3, 3 and 1, halved to be one on average; small gradients everywhere make no difference.
+    assert mean_of(found) == pytest.approx(((1 + 9 + 30 + 30) / 2 + 4 * 2) / 8)
+
+
+@pytest.mark.parametrize("squares", [{}, {"b": torch.ones(4)}, {"a": torch.tensor([1.0, 9.0])}, {"a": torch.zeros(4)}])
+def test_rows_count_alike_where_no_gradient_is_known(squares: dict[str, Tensor]) -> None:
+    """None at all, one of another layer, one of another number of rows, or one that is zero."""
+    collecting = weighed("a")
+    for value in (1.0, 2.0):
+        collecting.receive(whole("a"), torch.full((2, COLUMNS), value), shared=True)
+    collecting.weigh(squares)
+    [found] = finish(collecting, "a")["a"]
+    assert (found.moments.rows, mean_of(found)) == (4, 1.5)
+
+
+def test_rows_of_layers_that_share_inputs_count_for_all_of_them() -> None:
+    """By all that they move, so that the layers still share."""
+    collecting = weighed(*"ab")
+    inputs = torch.tensor([[1.0], [3.0]]).expand(2, COLUMNS)
+    for layer in "ab":
+        collecting.receive(whole(layer), inputs, shared=True)
+    collecting.weigh({"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([15.0, 1.0])})
+    found = {layer: one for layer, (one,) in finish(collecting, *"ab").items()}
+    assert found["a"].moments is found["b"].moments
+    assert mean_of(found["a"]) == pytest.approx((4 * 1 + 1 * 3) / 5)
+
+
+def test_rows_that_wait_are_kept_by_layers_that_part() -> None:
+    """Each weighs what they had in common by its own gradients."""
+    collecting = weighed(*"ab")
+    inputs = torch.tensor([[1.0], [3.0]]).expand(2, COLUMNS)
+    for layer in "ab":
+        collecting.receive(whole(layer), inputs, shared=True)
+    for layer, value in (("a", 5.0), ("b", 7.0)):
+        collecting.receive(whole(layer), torch.full((1, COLUMNS), value), shared=True)
+    collecting.weigh({"a": torch.tensor([1.0, 0.0, 1.0]), "b": torch.tensor([0.0, 1.0, 1.0])})
+    found = {layer: one for layer, (one,) in finish(collecting, *"ab").items()}
+    assert [found[layer].moments.rows for layer in "ab"] == [3, 3]
+    assert mean_of(found["a"]) == pytest.approx((2 * 1 + 0 * 3 + 1 * 5) / 3)
+    assert mean_of(found["b"]) == pytest.approx((0 * 1 + 2 * 3 + 1 * 7) / 3)
+
+
+def test_held_out_rows_do_not_wait() -> None:
+    """They are measured on, and every one counts alike."""
+    collecting = weighed("a")
+    collecting.held_out = True
+    collecting.receive(whole("a"), torch.ones(3, COLUMNS), shared=True)
+    collecting.weigh({"a": torch.zeros(3)})
+    [found] = finish(collecting, "a")["a"]
+    assert (found.moments.rows, len(found.moments.held_out)) == (0, 3)
+
+
+def test_padding_takes_no_part_in_weighing() -> None:
+    """What gradients it has is left out with it."""
+    collecting = weighed("a")
+    collecting.counted = torch.tensor([[True, True, False]])
+    collecting.receive(whole("a"), torch.tensor([[1.0], [2.0], [100.0]]).expand(3, COLUMNS), shared=True)
+    collecting.weigh({"a": torch.tensor([1.0, 9.0, 1e12])})
+    [found] = finish(collecting, "a")["a"]
+    assert found.moments.rows == 2
+    assert mean_of(found) == pytest.approx((1 * 1 + 3 * 2) / 4)
+
+
+@given(squares=st.lists(st.floats(0, 1e20), min_size=1, max_size=20))
+def test_weights_are_one_on_average(squares: list[float]) -> None:
+    """And in proportion to the root of what they are made of; where nothing is known, all ones."""
+    found = row_weights(torch.tensor(squares))
+    assert found.dtype == torch.float32
+    assert float(found.mean()) == pytest.approx(1, rel=1e-3)
+    roots = torch.tensor(squares).sqrt()
+    if float(roots.sum()) > 1e-15:
+        torch.testing.assert_close(found, roots / roots.mean(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("squares", [[float("nan"), 1.0], [float("inf"), 1.0], [0.0, 0.0]])
+def test_weights_of_nonsense_are_ones(squares: list[float]) -> None:
+    """A gradient that overflowed says nothing."""
+    assert row_weights(torch.tensor(squares)).tolist() == [1.0, 1.0]
 
 
 def test_parts_of_a_weight_are_cut_at_each_others_ends() -> None:

@@ -153,6 +153,55 @@ def test_copied_moments_go_their_own_way(full: bool) -> None:
 
 
 @both
+@settings(max_examples=40)
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    broken=st.booleans(),
+    weighted=st.lists(st.booleans(), min_size=4, max_size=4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rows_may_count_differently(
+    full: bool, counts: list[int], broken: bool, weighted: list[bool], seed: int
+) -> None:
+    """Means are weighted ones; rows without weights count as one, and what is left out takes its weight with it."""
+    moments, other = Moments(5, full=full), Moments(5, full=full)
+    seen, factors = [], []
+    for index, count in enumerate(counts):
+        part = rows(count, 5, seed + index)
+        weights = torch.rand(count, generator=Generator().manual_seed(seed + index)) + 0.1
+        if broken and index == 0:
+            part[0, 0] = float("nan")
+        (moments if index % 2 else other).add(part, weights if weighted[index] else None)
+        finite = torch.isfinite(part).all(1)
+        seen.append(part[finite].double())
+        factors.append((weights if weighted[index] else torch.ones(count))[finite].double())
+    total, weights = torch.cat(seen), torch.cat(factors)
+    if not len(total):
+        return
+    found = moments.merged(other)
+    assert found.rows == len(total)
+    assert found.weighted == any(weighted[: len(counts)])
+    hessian = (total * weights.unsqueeze(1)).T @ total / weights.sum()
+    torch.testing.assert_close(found.importance.double(), hessian.diagonal(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found.mean.double(), (total * weights.unsqueeze(1)).sum(0) / weights.sum(), rtol=1e-4, atol=1e-4
+    )
+    if full:
+        torch.testing.assert_close(found.hessian.double(), hessian, rtol=1e-4, atol=1e-4)
+
+
+@both
+def test_many_rows_that_count_differently(full: bool) -> None:
+    """More than are added at once."""
+    moments, seen = Moments(3, full=full), rows(8192 + 5, 3)
+    weights = torch.zeros(8192 + 5)
+    weights[-5:] = torch.arange(1.0, 6)
+    moments.add(seen, weights)
+    expected = (seen[-5:].double().square() * weights[-5:].unsqueeze(1)).sum(0) / 15
+    torch.testing.assert_close(moments.importance.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@both
 def test_moments_of_nothing_have_no_value(full: bool) -> None:
     """Asking for them is an error rather than a division by zero."""
     moments = Moments(6, full=full)
