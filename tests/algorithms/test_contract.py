@@ -163,7 +163,11 @@ def test_zeros_stay_zero(algorithm: WeightAlgorithm, scheme: mq.Scheme, data: An
 def test_codes_stand_for_the_weights(
     algorithm: WeightAlgorithm, inputs: InputStatistics | None, symmetric: bool, seed: int
 ) -> None:
-    """The output of fitted inputs keeps 10 dB with 4 bits, and 8 bits are better, also where one column decides."""
+    """The output of fitted inputs keeps 10 dB with 4 bits and 30 dB with 8, also where one column decides.
+
+    Half a step of 8 bits is about 1 % of a Gaussian weight. No ratio of the two holds: where one column decides, 4 bits
+    may happen to have a code next to it.
+    """
     matrix = gaussian(Generator().manual_seed(seed), 16, 96).double()
     hessian = torch.eye(96).double() if inputs is None else inputs.hessian.double()
 
@@ -174,7 +178,7 @@ def test_codes_stand_for_the_weights(
 
     signal = float(((matrix @ hessian) * matrix).sum())
     assert noise(4) < signal / 10
-    assert noise(8) < noise(4) / 5
+    assert noise(8) < signal / 1000
 
 
 @each
