@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
@@ -29,6 +30,7 @@ class Part:
         ends_batch: Whether the batch is done with it.
         batch: The whole batch, for messages.
         what: What the data is for, for messages.
+        is_cut: Whether the batch was cut to hold samples out, or to go backward for few of them.
     """
 
     content: Any
@@ -38,6 +40,7 @@ class Part:
     held_out: bool = False
     ends_batch: bool = True
     what: str = "calibration"
+    is_cut: bool = False
 
     @property
     def counted(self) -> Tensor | None:
@@ -62,6 +65,7 @@ class Batches:
         select: Position or key of a batch's part that is the model's input; None for all of it.
         forward: Runs a model on a batch, whatever that is; None for the usual way.
         what: What the data is for, for messages.
+        uncut: Whether batches are left whole, because what they lead with is no samples.
     """
 
     data: Iterable[Any]
@@ -69,6 +73,7 @@ class Batches:
     select: int | str | None = None
     forward: Forward | None = None
     what: str = "calibration"
+    uncut: bool = False
 
     def parts(self, *, hold_out: bool) -> Iterator[Part]:
         """What to run a model on, in order; the last batch is cut to fit where it can be.
@@ -81,10 +86,10 @@ class Batches:
             InputError: For a batch that cannot be used, or data without any sample.
         """
         used = 0
-        for index, batch in enumerate(noting_failures(self.data)):
+        for index, batch in enumerate(noting_failures(self.data, self.what)):
             chosen = choose_input(batch, index, self.select, self.what)
-            size = batch_size(chosen, index, counts_items=self.forward is not None)
-            divisible = self.forward is None and is_divisible(chosen, size)
+            size = self._size(chosen, index)
+            divisible = self._can_cut(chosen, size)
             if divisible and size > self.most - used:
                 size = self.most - used
                 chosen = samples_of(chosen, 0, size)
@@ -103,23 +108,37 @@ class Batches:
             part: One of :meth:`parts`.
             size: Most samples in a piece.
         """
-        if self.forward is not None or not is_divisible(part.content, part.samples):
+        if part.samples <= size or not self._can_cut(part.content, part.samples):
             yield part
             return
         for start in range(0, part.samples, size):
             stop = min(start + size, part.samples)
-            yield attrs.evolve(part, content=samples_of(part.content, start, stop), samples=stop - start)
+            content = samples_of(part.content, start, stop)
+            yield attrs.evolve(part, content=content, samples=stop - start, is_cut=True)
+
+    def _size(self, chosen: Any, index: int) -> int:
+        return batch_size(chosen, index, self.what, counts_items=self.forward is not None)
+
+    def _can_cut(self, chosen: Any, size: int) -> bool:
+        return self.forward is None and not self.uncut and is_divisible(chosen, size)
+
+    def left_whole(self, first: Any) -> Batches:
+        """The same from the start, its batches not cut.
+
+        Args:
+            first: The first batch, which an iterator will not give again.
+        """
+        once = iter(self.data) is self.data
+        return attrs.evolve(self, data=itertools.chain([first], self.data) if once else self.data, uncut=True)
 
     def kept(self) -> Batches:
         """The same, to be run any number of times; an iterator's batches are kept, as many as are used."""
         if iter(self.data) is not self.data:
             return self
         batches, used = [], 0
-        for index, batch in enumerate(noting_failures(self.data)):
+        for index, batch in enumerate(noting_failures(self.data, self.what)):
             batches.append(batch)
-            used += batch_size(
-                choose_input(batch, index, self.select, self.what), index, counts_items=self.forward is not None
-            )
+            used += self._size(choose_input(batch, index, self.select, self.what), index)
             if used >= self.most:
                 break
         return attrs.evolve(self, data=batches)
@@ -141,9 +160,10 @@ def _split(whole: Part, before: int | None) -> Iterator[Part]:
     cut = size - apart
     if cut:
         fitted_to = samples_of(whole.content, 0, cut) if apart else whole.content
-        yield attrs.evolve(whole, content=fitted_to, samples=cut, ends_batch=not apart)
+        yield attrs.evolve(whole, content=fitted_to, samples=cut, ends_batch=not apart, is_cut=bool(apart))
     if apart:
-        yield attrs.evolve(whole, content=samples_of(whole.content, cut, size), samples=apart, held_out=True)
+        content = samples_of(whole.content, cut, size)
+        yield attrs.evolve(whole, content=content, samples=apart, held_out=True, is_cut=bool(cut))
 
 
 def require_batches(data: Any, what: str) -> None:
@@ -163,6 +183,28 @@ def require_batches(data: Any, what: str) -> None:
         raise ConfigError(f"{what} data is a Dataset, which yields single samples: give a DataLoader over it")
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise ConfigError(f"{what} data is {data!r}: give a DataLoader, a list or a generator of batches")
+
+
+def check_forward(_instance: Any, _attribute: Any, value: Any) -> None:
+    """Refuse what runs no model; a validator of attrs fields, as the next one.
+
+    Raises:
+        ConfigError: Unless it is a function, or None.
+    """
+    if value is not None and not callable(value):
+        raise ConfigError(f"forward={value!r}: give a function forward(model, batch)")
+    if value is not None and _instance.select is not None:
+        raise ConfigError("select and forward are both given: let forward(model, batch) choose the input itself")
+
+
+def check_select(_instance: Any, _attribute: Any, value: Any) -> None:
+    """Refuse what chooses no part of a batch.
+
+    Raises:
+        ConfigError: Unless it is a position, a key, or None.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, str))):
+        raise ConfigError(f"select={value!r}: give the position or the key of the batch item that is the input")
 
 
 def choose_input(batch: Any, index: int, select: int | str | None, what: str) -> Any:
@@ -219,11 +261,12 @@ def run_model(model: nn.Module, part: Part, forward: Forward | None) -> Any:
         ) from error
 
 
-def noting_failures(data: Iterable[Any]) -> Iterator[Any]:
+def noting_failures(data: Iterable[Any], what: str) -> Iterator[Any]:
     """The batches of data; an exception that the data raises says so.
 
     Args:
         data: Batches.
+        what: What they are for.
     """
     batches = iter(data)
     index = 0
@@ -233,7 +276,7 @@ def noting_failures(data: Iterable[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except Exception as error:
-            error.add_note(f"raised by the calibration data itself, before batch {index}")
+            error.add_note(f"raised by the {what} data itself, before batch {index}")
             raise
         yield batch
         index += 1
@@ -250,12 +293,13 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def batch_size(batch: Any, index: int, *, counts_items: bool) -> int:
+def batch_size(batch: Any, index: int, what: str, *, counts_items: bool) -> int:
     """Samples in a batch: the leading dimension of its first tensor.
 
     Args:
         batch: Anything.
         index: Its number, for messages.
+        what: What it is for, for messages.
         counts_items: Whether a batch without tensors counts its items, texts say.
 
     Raises:
@@ -265,9 +309,7 @@ def batch_size(batch: Any, index: int, *, counts_items: bool) -> int:
     if not sizes and counts_items:  # texts, say, that forward() turns into tensors
         return len(batch) if isinstance(batch, Sized) else 1
     if not sizes:
-        raise InputError(
-            f"calibration batch {index} is {describe(batch)}: give tensors with a leading sample dimension"
-        )
+        raise InputError(f"{what} batch {index} is {describe(batch)}: give tensors with a leading sample dimension")
     return sizes[0]
 
 

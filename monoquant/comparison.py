@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from monoquant.batches import Batches, Forward, Part, require_batches, run_model
+from monoquant.batches import Batches, Forward, Part, check_forward, check_select, require_batches, run_model
 from monoquant.context import QuantContext
 from monoquant.conversion import convert_in_place, copy_without_weights
 from monoquant.errors import ConfigError, InputError
@@ -68,8 +68,8 @@ class Comparison:
     warning_threshold: float | None = attrs.field(default=None, validator=_check_threshold)
     error_threshold: float | None = attrs.field(default=None, validator=_check_threshold)
     num_samples: int | None = attrs.field(default=None, validator=_check_samples)
-    select: int | str | None = None
-    forward: Forward | None = None
+    select: int | str | None = attrs.field(default=None, validator=check_select)
+    forward: Forward | None = attrs.field(default=None, validator=check_forward)
 
     def run(self, context: QuantContext) -> ComparisonResult:
         """Run both models on all data.
@@ -86,10 +86,19 @@ class Comparison:
                 reference, other = (self._answer(model, part) for model in (context.model, twin))
                 if measure == "auto":
                     measure = "kl" if reference[1] else "cosine"
+                if measure == "cosine" and reference[0].shape[-1] == 1:
+                    raise InputError(
+                        f"the model's answer to comparison batch {part.index} has one feature, of which a cosine says "
+                        "nothing: give a forward(model, batch) that returns vectors, the last hidden state say"
+                    )
                 for found in _per_row(measure, reference[0], other[0], part):
                     total, rows = total + float(found.sum()), rows + len(found)
                 samples += part.samples
-        return ComparisonResult("kl" if measure == "kl" else "cosine", total / max(rows, 1), rows, samples)
+        if not rows:
+            raise InputError(
+                "comparison data is nothing but padding: give some that its attention_mask does not leave out"
+            )
+        return ComparisonResult("kl" if measure == "kl" else "cosine", total / rows, rows, samples)
 
     def _answer(self, model: nn.Module, part: Part) -> tuple[Tensor, bool]:
         answer = run_model(model, part, self.forward)
@@ -144,7 +153,12 @@ def _per_row(measure: str, reference: Tensor, other: Tensor, part: Part) -> Iter
     flat, changed = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (reference, other))
     for start in range(0, len(flat), _ROWS_AT_ONCE):
         one, two = (tensor[start : start + _ROWS_AT_ONCE].double() for tensor in (flat, changed))
-        yield _divergence(one, two) if measure == "kl" else torch.cosine_similarity(one, two, dim=-1, eps=1e-30)
+        yield _divergence(one, two) if measure == "kl" else _cosine(one, two)
+
+
+def _cosine(reference: Tensor, other: Tensor) -> Tensor:
+    found = torch.cosine_similarity(reference, other, dim=-1, eps=1e-30)
+    return torch.where((reference == other).all(-1), 1.0, found)  # two zero vectors, too, are the same
 
 
 def _divergence(reference: Tensor, other: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import attrs
 
 from monoquant.adapters.base import Obstacle
+from monoquant.adapters.choice import Packable
 from monoquant.errors import PassError, quoted
 from monoquant.measurement import Measurement
 from monoquant.model_view import ModelView
@@ -224,8 +225,12 @@ class QuantContext(ModelView):
     def _watched(self, layer: str, name: str) -> WatchedWeight:
         module = self.module(layer)
         computed_by = module if name in computed_weights(module) else None
-        weight, form = self.original_weight(layer, name), self.packable(layer).forms[name]
-        return WatchedWeight(layer, name, weight, form, computed_by)
+        weight, packable = self.original_weight(layer, name), self.packable(layer)
+        where = self.heard_at(layer)
+        owner, heard = self.examine(where), where if packable.adapter.takes_rows else None
+        order = owner.adapter.row_order(self.module(where)) if isinstance(owner, Packable) else None
+        caller = None if order is None else self.module(where)
+        return WatchedWeight(layer, name, weight, packable.forms[name], computed_by, caller, order, heard)
 
     def input_statistics(self, layer: str, name: str) -> Sequence[RowStatistics]:
         """What calibration learned of the inputs that a weight is multiplied with.

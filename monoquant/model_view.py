@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from monoquant.adapters.base import Obstacle
@@ -38,6 +40,7 @@ class ModelView:
     _replaced_weights: dict[tuple[str, str], Tensor] = attrs.field(factory=dict, init=False)
     _examined: dict[str, Packable | Obstacle] = attrs.field(factory=dict, init=False)
     _readable: dict[str, dict[str, Tensor]] = attrs.field(factory=dict, init=False)
+    _held: Counter[tuple[object, ...]] = attrs.field(factory=Counter, init=False)
 
     def module(self, layer: str) -> nn.Module:
         """The live module of a layer.
@@ -202,8 +205,21 @@ class ModelView:
         module = self.module(layer)
         bias = self.packable(layer).adapter.bias_of(module, name)
         held = None if bias is None else module._parameters[bias]
-        owners = [one for one in self.model.modules() if any(held is other for other in one._parameters.values())]
-        return bias if held is not None and len(owners) == 1 else None
+        if held is None or self._shares_inputs_with_another(layer, name):
+            return None
+        return bias if self._owners()[tensor_identity(held)] == 1 else None
+
+    def _owners(self) -> Counter[tuple[object, ...]]:
+        """How many modules hold each parameter, however many objects it is."""
+        if not self._held:
+            owned = (one for module in self.model.modules() for one in module._parameters.values() if one is not None)
+            self._held.update(tensor_identity(one) for one in owned if one.layout == torch.strided)
+        return self._held
+
+    def _shares_inputs_with_another(self, layer: str, name: str) -> bool:
+        """Whether another layer multiplies the same weight, so that nobody tells whose inputs were seen."""
+        others = (other for other, _ in self.tied_weights(layer, name) if other != layer)
+        return any(self.packable(other).adapter.multiplies for other in others)
 
     def bias_change(self, layer: str, name: str, biases: Mapping[str, Tensor]) -> Tensor | None:
         """What the bias of a product gains.

@@ -73,6 +73,11 @@ def _order_problems(passes: tuple[Pass, ...], position: int) -> list[str]:
         for kind in dict.fromkeys((*pass_.follows, *pass_.after))
         if any(isinstance(other, kind) for other in later) and not any(isinstance(other, kind) for other in earlier)
     ]
+    problems += [
+        f"{name} stands behind {kind.__name__}: move it before"
+        for kind in pass_.before
+        if any(isinstance(other, kind) for other in earlier)
+    ]
     if pass_.single and any(type(other) is type(pass_) for other in earlier):
         problems.append(f"{name} is there twice: keep one")
     if type(pass_).run is Pass.run and type(pass_).plan is Pass.plan:

@@ -173,6 +173,10 @@ def _share(layer: str, energy: Energy, context: QuantContext) -> float:
     return energy.signal * found.elements / form.rows / found.energy if found.energy else 1.0
 
 
+def _known(sqnr_db: float | None) -> float:
+    return -math.inf if sqnr_db is None else sqnr_db
+
+
 class Weighed:
     """Units with what their options cost.
 
@@ -238,7 +242,7 @@ class Weighed:
         if any(value is None for value in found):
             return 0
         enough = [index for index, value in enumerate(found) if value is not None and value >= sqnr_db]
-        return enough[0] if enough else max(range(len(found)), key=lambda index: found[index] or -math.inf)
+        return enough[0] if enough else max(range(len(found)), key=lambda index: _known(found[index]))
 
     def tradeoff(self, chosen: Sequence[int], evaluations: Sequence[Evaluation]) -> Tradeoff:
         """All of it, for the report.

@@ -449,7 +449,6 @@ def test_a_shared_bias_is_left_alone(algorithm: WeightAlgorithm) -> None:
     assert result[0].bias is result[2].bias
 
 
-@pytest.mark.xfail(strict=True, reason="only Parameters that are one object are known to be shared")
 def test_a_bias_that_shares_memory_stays_tied() -> None:
     """Two Parameters over one memory are one number each to whoever trains them."""
     model = nn.Sequential(linear()[0], nn.ReLU(), nn.Linear(48, 48))
@@ -501,13 +500,11 @@ def test_tied_weights_stay_tied(algorithm: WeightAlgorithm) -> None:
     assert algorithms(result)["first"] == algorithm.name
 
 
-@pytest.mark.xfail(strict=True, reason="the report says nothing of what chose the codes of a follower")
 def test_tied_layers_have_one_algorithm() -> None:
     """Each layer of the report tells what chose its codes."""
     assert algorithms(fit(tied(), [rows(300)], UNWEIGHTED)) == {"first": "gptq", "second": "gptq"}
 
 
-@pytest.mark.xfail(strict=True, reason="the bias of the first layer makes up for the inputs of both")
 def test_biases_of_tied_weights_do_no_harm() -> None:
     """A bias that belongs to one layer makes up for what happens in that layer, or stays as it is."""
     model, batch = tied(), rows(300)
@@ -521,7 +518,6 @@ def test_biases_of_tied_weights_do_no_harm() -> None:
             assert float(corrected) <= float(plain) * 1.01
 
 
-@pytest.mark.xfail(strict=True, reason="any Linear is taken to add its bias to its product and to nothing else")
 def test_a_forward_of_ones_own_may_use_its_bias_in_another_way() -> None:
     """The correction must fit what the module makes of its bias, or must not be made."""
 
@@ -583,7 +579,6 @@ def test_padding_is_not_fitted_to() -> None:
     torch.testing.assert_close(importances(Padded().eval(), batch)["up", "weight"], expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="rows are taken to be sample by sample, and attention has them step by step")
 def test_padding_is_not_fitted_to_in_attention() -> None:
     """nn.MultiheadAttention puts positions before samples, whatever order it was given."""
     model, batch = Padded().eval(), padded_batch()
@@ -636,13 +631,9 @@ MATTERING = {
         positions(8),
     ),
 }
-MISTAKEN = ("Conv1d of as many channels as positions", "attention, samples first")
-misplaced = pytest.mark.xfail(strict=True, reason="rows of gradients are in another order than rows of inputs")
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=misplaced) if kind in MISTAKEN else kind for kind in MATTERING]
-)
+@pytest.mark.parametrize("kind", MATTERING)
 def test_rows_that_matter_count_more_or_all_alike(kind: str) -> None:
     """What is fitted to is either weighed by what moves the answer, or not at all; never by the gradients of others."""
     layer, take, x = MATTERING[kind]
@@ -664,7 +655,6 @@ def test_rows_that_matter_count_more_or_all_alike(kind: str) -> None:
     assert importance == pytest.approx(first if weighted else alike, rel=0.15)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="the mean over rows that all count nothing is asked for")
 def test_rows_without_inputs_that_matter_break_nothing() -> None:
     """Where all that moves the answer is NaN, what is left counts nothing, and cannot be fitted to."""
     model = OnlyFirst(nn.Linear(FEATURES, 32), lambda layer, x: layer(x)[:, 0]).eval()

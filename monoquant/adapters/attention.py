@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -23,8 +24,11 @@ class AttentionAdapter(ModuleAdapter):
         found = {name: MatrixForm.rows_first(weights[name].shape) for name in _PROJECTIONS if name in weights}
         return found or Obstacle("it has none of the projections of an nn.MultiheadAttention")
 
+    def row_order(self, module: nn.Module) -> Literal["kept", "swapped"] | None:
+        return "swapped" if getattr(module, "batch_first", False) else "kept"
+
     def bias_of(self, module: nn.Module, weight: str) -> str | None:
-        return plain_bias(module, "in_proj_bias") if weight == "in_proj_weight" else None
+        return plain_bias(module, nn.MultiheadAttention, "in_proj_bias") if weight == "in_proj_weight" else None
 
     def compute(self, module: nn.Module, scheme: AnyScheme) -> str:
         return "dequantizes {size} each time torch reads it, some times in a call"

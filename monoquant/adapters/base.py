@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from typing import Literal
 
 import attrs
 import torch
@@ -36,6 +37,18 @@ class ModuleAdapter(abc.ABC):
 
     takes_rows = False
     """Whether a call is one product of the last axis of its input with one weight, as in a Linear."""
+
+    def row_order(self, module: nn.Module) -> Literal["kept", "swapped"] | None:
+        """In which order a call multiplies the vectors of its first argument ``[a, b, ..., features]``.
+
+        Args:
+            module: A module that can be packed.
+
+        Returns:
+            ``"kept"``: as they are there, the default of adapters that take rows. ``"swapped"``: b before a. None, the
+            default of others: not known.
+        """
+        return "kept" if self.takes_rows else None
 
     multiplies = True
     """Whether inputs are multiplied with the weights; False where rows are looked up."""
@@ -154,11 +167,25 @@ def has_own_forward(module: nn.Module, known: type[nn.Module]) -> bool:
     return kind.forward is not known.forward or "forward" in vars(module) or kind.__call__ is not nn.Module.__call__
 
 
-def plain_bias(module: nn.Module, name: str = "bias") -> str | None:
-    """The name of a parameter that a module holds itself; None where it has none, or where something computes it.
+def plain_bias(module: nn.Module, known: type[nn.Module], name: str = "bias") -> str | None:
+    """The name of a parameter that a module adds to a product as the class that an adapter knows does.
 
     Args:
         module: The module.
+        known: The class.
         name: Of the parameter; default ``"bias"``.
+
+    Returns:
+        None where it has none, where something computes it, or where its forward may do something else with it.
     """
-    return name if module._parameters.get(name) is not None else None
+    return name if module._parameters.get(name) is not None and not has_own_forward(module, known) else None
+
+
+def torch_class(module: nn.Module) -> type[nn.Module]:
+    """The class of torch's that a module is, or is derived from.
+
+    Args:
+        module: An instance of a class of ``torch.nn``, or of a subclass.
+    """
+    kinds = (kind for kind in type(module).__mro__ if issubclass(kind, nn.Module))
+    return next(kind for kind in kinds if kind.__module__.startswith("torch.nn."))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from monoquant.adapters.base import ModuleAdapter, Obstacle, plain_bias
+from monoquant.adapters.base import ModuleAdapter, Obstacle, plain_bias, torch_class
 from monoquant.numerics.matrix_form import MatrixForm
 
 
@@ -26,4 +26,4 @@ class ConvolutionAdapter(ModuleAdapter):
         return {"weight": MatrixForm.rows_first(weight.shape)}
 
     def bias_of(self, module: nn.Module, weight: str) -> str | None:
-        return plain_bias(module)
+        return plain_bias(module, torch_class(module))

@@ -54,7 +54,7 @@ class LinearAdapter(ModuleAdapter):
         return _compute(scheme) or super().compute(module, scheme)
 
     def bias_of(self, module: nn.Module, weight: str) -> str | None:
-        return plain_bias(module)
+        return plain_bias(module, nn.Linear)
 
     def read_by_owner(self, module: nn.Module) -> bool:
         return isinstance(module, NonDynamicallyQuantizableLinear)
@@ -80,7 +80,8 @@ class TransposedLinearAdapter(ModuleAdapter):
         return {"weight": MatrixForm.along(weight.shape, 0)}
 
     def bias_of(self, module: nn.Module, weight: str) -> str | None:
-        return plain_bias(module)
+        known = _conv1d(module)
+        return None if known is None else plain_bias(module, known)
 
     def mixin(self, module: nn.Module, scheme: AnyScheme) -> type[PackedModule]:
         if isinstance(scheme, HalfScheme) or scheme.activations is None:

@@ -43,7 +43,7 @@ from monoquant.verdict import require_policy
 Policy = Literal["error", "warn", "ignore"]
 Weights = Mapping[str, Tensor] | str | os.PathLike[str]
 
-_CALIBRATION_DEFAULTS = (150, None, None, False, 1 << 32)
+_CALIBRATION_DEFAULTS = (150, False, 1 << 32)
 
 
 def quantize(
@@ -174,15 +174,16 @@ def quantize(
         calibration = CalibrationPass(
             calibration_data, num_calibration_samples, select, forward, progress, statistics_bytes
         )
-    elif (num_calibration_samples, select, forward, progress, statistics_bytes) != _CALIBRATION_DEFAULTS:
-        options = "num_calibration_samples, select, forward, progress and statistics_bytes"
-        raise ConfigError(f"{options} do nothing without calibration_data")
+    elif (num_calibration_samples, progress, statistics_bytes) != _CALIBRATION_DEFAULTS:
+        raise ConfigError("num_calibration_samples, progress and statistics_bytes do nothing without calibration_data")
+    elif compare is None and (select is not None or forward is not None):
+        raise ConfigError("select and forward do nothing without calibration_data, or data to compare on")
     budget = _budget(target_bits_per_weight, target_sqnr_db, evaluate, tolerated_drop, calibration)
     gate = AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
     compared = _comparison(compare, select, forward, run_validation)
     validation = ValidationPass(on_failure, compare=compared) if run_validation else None
     steps = (skips, calibration, budget, pack, *secondary_passes(target), validation, gate)
-    module = _as_module(model, calibration, activations)
+    module = _as_module(model, calibration, activations, compare)
     return _quantizer(steps, plugins, adapters).run(module, inplace=inplace)
 
 
@@ -194,7 +195,7 @@ def _quantizer(steps: Iterable[Pass | None], plugins: bool, adapters: Iterable[M
 
 
 def _as_module(
-    model: nn.Module | Weights, calibration: CalibrationPass | None, activations: Activations | None
+    model: nn.Module | Weights, calibration: CalibrationPass | None, activations: Activations | None, compare: Any
 ) -> nn.Module:
     if isinstance(model, (str, os.PathLike)):
         model = read_weights(model)
@@ -202,6 +203,8 @@ def _as_module(
         return model
     if calibration is not None:
         raise ConfigError("calibration_data runs a model, and a state dict has none: give the module, or no data")
+    if compare is not None:
+        raise ConfigError("compare runs a model, and a state dict has none: give the module, or nothing to compare")
     if activations is not None:
         raise ConfigError(f"activations={activations!r} is about how a module runs, and a state dict has none")
     return hold(model)

@@ -19,11 +19,13 @@ class Pass:
     Attributes:
         follows: Passes of which one instance each must stand earlier in the pipeline.
         after: Passes that must stand earlier if they are there at all.
+        before: Passes that must stand later.
         single: Whether a pipeline may hold only one of its kind.
     """
 
     follows: ClassVar[tuple[type[Pass], ...]] = ()
     after: ClassVar[tuple[type[Pass], ...]] = ()
+    before: ClassVar[tuple[type[Pass], ...]] = ()
     single: ClassVar[bool] = False
 
     def plan(self, context: QuantContext) -> None:

@@ -15,7 +15,7 @@ from monoquant.errors import ConfigError, InputError, quoted
 from monoquant.modules.packed_layer import Represented
 from monoquant.passes.base import Pass
 from monoquant.passes.calibration import CalibrationPass
-from monoquant.passes.pack import Represent
+from monoquant.passes.pack import PackPass, Represent
 from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.passes.trials import Evaluate, Trials
 from monoquant.report.tradeoff import Tradeoff
@@ -77,6 +77,7 @@ class BudgetPass(Pass):
     """
 
     follows: ClassVar[tuple[type[Pass], ...]] = (SkipSelectionPass, CalibrationPass)
+    before: ClassVar[tuple[type[Pass], ...]] = (PackPass,)
     single: ClassVar[bool] = True
 
     target_bits_per_weight: float | None = attrs.field(default=None, validator=_check_positive)
@@ -96,7 +97,7 @@ class BudgetPass(Pass):
             raise ConfigError("evaluate and tolerated_drop belong together: give both")
 
     def prepare(self, context: QuantContext) -> None:
-        for layer in _weighed_layers(context):
+        for layer in (layer for group in _tied(context) for layer in group):
             context.wanted_gradients.add(context.heard_at(layer))
             for name in context.weight_names(layer):
                 context.want_moments(layer, name, full=False)
@@ -107,13 +108,14 @@ class BudgetPass(Pass):
             _unit(layers, list(self._schemes(layers[0], context)), represent, context) for layers in _tied(context)
         ]
         if not units:
+            context.report([*_left_out(context)])
             return
         weighed = Weighed(units, context)
         trials = Trials(context, weighed, represent)
         chosen = self._chosen(weighed, trials)
         self._settle(weighed, chosen, context)
         context.tradeoff = weighed.tradeoff(chosen, trials.evaluations)
-        context.report([*self._findings(weighed, chosen, context.tradeoff)])
+        context.report([*self._findings(weighed, chosen, context.tradeoff), *_left_out(context)])
 
     def _schemes(self, layer: str, context: QuantContext) -> Iterator[AnyScheme]:
         """What a layer may become: as planned, with smaller groups, or what the other passes make of it."""
@@ -192,7 +194,15 @@ class BudgetPass(Pass):
             yield Finding("drop-not-met", Severity.CRITICAL, message, remedy="Tolerate more, or skip layers.")
 
 
-def _weighed_layers(context: QuantContext) -> list[str]:
+def _left_out(context: QuantContext) -> Iterator[Finding]:
+    for group in _groups(context):
+        reason = _obstacle(group, context)
+        if reason is not None:
+            message = f"Layers {quoted(group)} {reason}: they are not weighed, and stay as planned."
+            yield Finding("not-weighed", Severity.INFO, message, group[0])
+
+
+def _main_layers(context: QuantContext) -> list[str]:
     """Layers that the main packing pass takes; what rules sent elsewhere stays as it is."""
     main = context.scheme.target
     planned = ((layer.name, context.plan[layer.name].scheme) for layer in context.quantized_layers())
@@ -200,12 +210,25 @@ def _weighed_layers(context: QuantContext) -> list[str]:
 
 
 def _tied(context: QuantContext) -> list[list[str]]:
-    """The same, those that share weights together."""
+    """The layers that are weighed, those that share weights together."""
+    return [group for group in _groups(context) if _obstacle(group, context) is None]
+
+
+def _groups(context: QuantContext) -> list[list[str]]:
     groups: dict[tuple[str, str], list[str]] = {}
-    for layer in _weighed_layers(context):
+    for layer in _main_layers(context):
         first = min(context.leading(layer, name) for name in context.weight_names(layer))
         groups.setdefault(first, []).append(layer)
     return list(groups.values())
+
+
+def _obstacle(group: Sequence[str], context: QuantContext) -> str | None:
+    """Why layers that share weights are not weighed, and stay as planned."""
+    if len({context.plan[layer].scheme for layer in group}) > 1:
+        return "share a weight, and are represented in different ways"
+    if not any(context.packable(layer).adapter.multiplies for layer in group):
+        return "multiply nothing (rows are looked up)"
+    return None
 
 
 def _unit(

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import attrs
 from torch import nn
 
-from monoquant.batches import Batches, Forward, Part, require_batches, run_model
+from monoquant.batches import Batches, Forward, Part, check_forward, check_select, require_batches, run_model
 from monoquant.context import QuantContext
-from monoquant.errors import ConfigError, quoted
+from monoquant.errors import ConfigError, InputError, quoted
 from monoquant.passes.base import Pass
 from monoquant.report import CalibrationFacts
 from monoquant.report.table import format_bytes
@@ -22,7 +22,7 @@ from monoquant.statistics.collector import MomentCollector
 from monoquant.statistics.gradients import GradientProbe
 from monoquant.statistics.listening import Listening
 from monoquant.statistics.store import Collected, Key, StatisticsStore, in_waves
-from monoquant.statistics.watch import ProductWatch, WatchedWeight
+from monoquant.statistics.watch import ProductWatch
 from monoquant.values import Finding, Severity
 
 Progress = Callable[[int, int], None]
@@ -40,18 +40,6 @@ def _check_data(_instance: Any, _attribute: Any, data: Any) -> None:
 def _check_samples(_instance: Any, _attribute: Any, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"num_samples={value!r}: give a whole number of calibration samples >= 1")
-
-
-def _check_forward(instance: CalibrationPass, _attribute: Any, value: Any) -> None:
-    if value is not None and not callable(value):
-        raise ConfigError(f"forward={value!r}: give a function forward(model, batch)")
-    if value is not None and instance.select is not None:
-        raise ConfigError("select and forward are both given: let forward(model, batch) choose the input itself")
-
-
-def _check_select(_instance: Any, _attribute: Any, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, str))):
-        raise ConfigError(f"select={value!r}: give the position or the key of the batch item that is the input")
 
 
 def _check_progress(_instance: Any, _attribute: Any, value: Any) -> None:
@@ -94,34 +82,43 @@ class CalibrationPass(Pass):
 
     data: Iterable[Any] = attrs.field(validator=_check_data, repr=False)
     num_samples: int = attrs.field(default=150, validator=_check_samples)
-    select: int | str | None = attrs.field(default=None, validator=_check_select)
-    forward: Forward | None = attrs.field(default=None, validator=_check_forward)
+    select: int | str | None = attrs.field(default=None, validator=check_select)
+    forward: Forward | None = attrs.field(default=None, validator=check_forward)
     progress: bool | Progress = attrs.field(default=False, validator=_check_progress)
     statistics_bytes: int = attrs.field(default=1 << 32, validator=_check_bytes)
 
     def run(self, context: QuantContext) -> None:
         weights = context.watched_weights()
-        waves = in_waves(weights, context.wanted_moments, self.statistics_bytes)
+        waves = [
+            [(one.layer, one.name) for one in wave]
+            for wave in in_waves(weights, context.wanted_moments, self.statistics_bytes)
+        ]
         data = Batches(self.data, self.num_samples, self.select, self.forward)
         run = _Run(context, data.kept() if len(waves) > 1 else data, self.progress)
         listening = Listening(context.wanted, honest=bool(weights))
-
-        def collect(keys: Collection[Key]) -> Collected:
-            return run.over([one for one in weights if (one.layer, one.name) in keys])
-
         first = run.over(waves[0], listening)
         if context.weighs_rows:
             context.gradients = run.probe
         elif context.wanted_gradients:
             context.gradients = run.probed({name: context.module(name) for name in sorted(context.wanted_gradients)})
-        context.statistics = StatisticsStore([[(w.layer, w.name) for w in wave] for wave in waves], collect, first)
+        context.statistics = StatisticsStore(waves, run.over, first)
         context.observed = listening.fulfilled()
         seen = {layer for layer, _ in context.observed}
         unseen = tuple(layer for layer in context.wanted if layer not in seen)
         context.calibration = CalibrationFacts(run.samples, run.batches, unseen, run.held_out)
         context.report([*map(_unseen_finding, unseen), *map(_fitted_finding, listening.measured_on_fitted())])
+        if context.weighs_rows and not run.probe.found:
+            context.report([_UNWEIGHED])
         if len(waves) > 1:
             context.report([_waves_finding(len(waves), self.statistics_bytes)])
+
+
+class _CannotCutError(Exception):
+    """The model fails on a part of the first batch."""
+
+    def __init__(self, batch: Any) -> None:
+        super().__init__()
+        self.batch = batch
 
 
 class _Run:
@@ -133,15 +130,28 @@ class _Run:
         self.probe = GradientProbe({})
         self.samples = self.batches = self.held_out = 0
 
-    def over(self, weights: list[WatchedWeight], listening: Listening | None = None) -> Collected:
+    def over(self, keys: Collection[Key], listening: Listening | None = None) -> Collected:
         """Run all data once, and collect the statistics of some weights.
 
+        All are watched: the others tell how much the inputs that they share matter.
+
         Args:
-            weights: Those of one wave.
+            keys: Those of one wave.
             listening: What else listens; None for nothing.
         """
-        model = self._context.model
-        collector = MomentCollector(self._context.wanted_moments)
+        try:
+            return self._once(keys, listening)
+        except _CannotCutError as failure:
+            self._data = self._data.left_whole(failure.batch)
+            self._context.report([_UNCUT])
+        if listening is not None:
+            listening.start_again()
+        return self._once(keys, listening)
+
+    def _once(self, keys: Collection[Key], listening: Listening | None) -> Collected:
+        model, weights = self._context.model, self._context.watched_weights()
+        heard_at = {one.layer: one.heard_at for one in weights if one.heard_at is not None}
+        collector = MomentCollector(self._context.wanted_moments, keys, heard_at)
         watched = ProductWatch(weights, collector) if weights else None
         modules = {name: self._context.module(name) for name in self._context.wanted}
         hooks = listening.listening(modules) if listening else nullcontext()
@@ -149,7 +159,8 @@ class _Run:
         self.probe = GradientProbe(heard)
         with undisturbed(model), hooks:
             self._feed(model, watched, [collector, *([listening] if listening else [])])
-        return collector.finish(weights)
+        self._context.report([*map(_padding_finding, sorted(collector.maybe_padded))])
+        return collector.finish([one for one in weights if (one.layer, one.name) in keys])
 
     def _feed(self, model: nn.Module, watch: ProductWatch | None, listeners: list[Any]) -> None:
         show = _progress_function(self._progress)
@@ -160,7 +171,7 @@ class _Run:
                 for piece in self._pieces(part):
                     for listener in listeners:
                         listener.held_out, listener.counted = piece.held_out, piece.counted
-                    self._run_once(model, piece, watch, listeners[0])
+                    self._run_piece(model, piece, watch, listeners[0])
                 self._count(part)
                 if part.ends_batch:
                     show(self.samples, self._data.most)
@@ -173,6 +184,14 @@ class _Run:
 
     def _weighs(self, part: Part) -> bool:
         return self._context.weighs_rows and not part.held_out
+
+    def _run_piece(self, model: nn.Module, piece: Part, watch: ProductWatch | None, collector: MomentCollector) -> None:
+        try:
+            self._run_once(model, piece, watch, collector)
+        except InputError as error:
+            if piece.is_cut and piece.index == 0:  # what the batch leads with may be no samples: nodes of a graph, say
+                raise _CannotCutError(piece.batch) from error
+            raise
 
     def _run_once(self, model: nn.Module, piece: Part, watch: ProductWatch | None, collector: MomentCollector) -> None:
         def run() -> Any:
@@ -242,6 +261,19 @@ def _unseen_finding(layer: str) -> Finding:
 def _fitted_finding(layer: str) -> Finding:
     message = f"The output of layer {quoted([layer])} is measured on inputs that were fitted to, which flatters it."
     return Finding("measured-on-fitted", Severity.INFO, message, layer, "Give more calibration samples.")
+
+
+_UNCUT = Finding(
+    "batches-not-cut",
+    Severity.INFO,
+    "The model cannot take a part of a batch, so batches are held out whole, and gone through backward at once.",
+    remedy="Nothing to do where the batches are graphs, say; give several of them.",
+)
+
+
+def _padding_finding(layer: str) -> Finding:
+    message = f"Layer {quoted([layer])} may be fitted to padding: nobody knows which of its rows the mask leaves out."
+    return Finding("padding-counted", Severity.INFO, message, layer, "Give batches without padding.")
 
 
 _UNWEIGHED = Finding(

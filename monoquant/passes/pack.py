@@ -246,7 +246,7 @@ def _twin(layer: str, name: str, form: MatrixForm, scheme: AnyScheme, context: Q
         twin = context.packed.get(other)
         # Integer products need the rows where they are; other layers take a shared weight in any form.
         if twin is not None and (twin.weights[key].form == form or not _multiplies_integers(scheme)):
-            return Represented(twin.weights[key], twin.digests[key])
+            return Represented(twin.weights[key], twin.digests[key], algorithm=context.algorithms.get(other, ""))
     return None
 
 

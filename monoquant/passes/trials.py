@@ -59,7 +59,7 @@ class Trials:
         value = _value(evaluate, copy_without_weights(self._context.model, {}).eval())
         self.evaluations.append(Evaluation(self._float_bits(), value, accepted=True))
         wanted, path = value - tolerated_drop, self._weighed.path()
-        if self._passes(path[0], evaluate, wanted):
+        if self._passes(path[0], evaluate, wanted) or len(path) == 1:
             return path[0]
         low, high = 0, len(path) - 1
         while len(self.evaluations) < most - 1:

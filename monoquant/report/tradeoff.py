@@ -18,7 +18,8 @@ class SchemeCost:
     Args:
         scheme: The representation.
         size: Bytes of the layer's packed weights.
-        output_sqnr_db: SQNR of the products with calibration inputs; None if none were seen.
+        output_sqnr_db: SQNR of the products with calibration inputs, those of all layers that share the weight; None if
+            none were seen.
         noise: Estimated damage to the model's output; None if not known. Relative to the output's energy, or in nats
             of KL for logits; where gradients are not known, relative noise of the layer's own output.
     """
@@ -35,7 +36,7 @@ class LayerTradeoff:
 
     Args:
         layer: Its name.
-        weights: Number of its packed weights.
+        weights: Number of its packed weights; layers that share weights all have them, and their sizes.
         options: Representations, the smallest first.
         chosen: Index of the one that was chosen.
         worth: Estimated noise that one more KiB would save, by the best step from the smallest option; None if not
@@ -130,6 +131,8 @@ def _curve_lines(tradeoff: Tradeoff) -> list[str]:
         bar = "#" * (round(40 * point.noise / largest) if largest else 0)
         here = " <- chosen" if abs(point.bits_per_weight - tradeoff.bits_per_weight) < 1e-9 else ""
         lines.append(f"{point.bits_per_weight:15.3f}  {point.noise:10.4g} {bar}{here}")
+    if not any("<- chosen" in line for line in lines):  # a step that did not fit was passed over
+        lines.append(f"{tradeoff.bits_per_weight:15.3f}  beside the curve <- chosen")
     return lines
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 import torch
 from torch import Tensor
 
 from monoquant.statistics.moments import Moments
-from monoquant.statistics.watch import Block, WatchedWeight
+from monoquant.statistics.watch import Block, RowOrder, WatchedWeight
 
 _RECENT = 4
 """So many input tensors are kept alive to recognize them when the next weight meets them."""
@@ -32,61 +32,89 @@ class RowStatistics:
     moments: Moments
 
 
-@attrs.define(eq=False)
-class _Inputs:
-    """The inputs that some blocks have in common, as far as has been seen."""
+@attrs.frozen(eq=False)
+class _Rows:
+    """Inputs of a product, and what was known when they came."""
 
-    moments: Moments
-    members: set[Block] = attrs.field(factory=set)
-    pending: Tensor | None = None
-    version: int | None = None
-    held_out: bool = False
-    counted: Tensor | None = None
-    weighed: bool = False
-    waiting: list[tuple[Tensor, Tensor | None]] = attrs.field(factory=list)
-    confirmed: set[Block] = attrs.field(factory=set)
-    first: bool = True
+    inputs: Tensor
+    version: int | None
+    held_out: bool
+    weighed: bool
+    counted: Tensor | None
+    order: RowOrder | None
 
-    def is_pending(self, inputs: Tensor) -> bool:
-        """Whether the tensor is the one that came last: the same elements of a memory that was not written to since."""
-        known = self.pending
+    def is_same(self, inputs: Tensor) -> bool:
+        """Whether a tensor is the same elements of a memory that was not written to since."""
+        known = self.inputs
         return (
-            known is not None
-            and self.version is not None
+            self.version is not None
             and _same_memory(known, inputs)
             and (known.storage_offset(), known.stride(), known.shape)
             == (inputs.storage_offset(), inputs.stride(), inputs.shape)
             and _version(inputs) == self.version
         )
 
-    def take(self, block: Block, inputs: Tensor, held_out: bool, counted: Tensor | None, weighed: bool) -> None:
-        self.pending, self.version, self.held_out, self.confirmed = inputs, _version(inputs), held_out, {block}
-        self.counted, self.weighed = counted, weighed
+    @property
+    def mask(self) -> Tensor | None:
+        """Bool ``[n]``, which rows hold data rather than padding; None if all do, or if that is not known."""
+        if self.counted is None or self.order is None or self.order.shape != self.counted.shape:
+            return None
+        return self.order.arrange(self.counted).to(self.inputs.device)
+
+    @property
+    def may_be_padded(self) -> bool:
+        """Whether there may be padding among the rows, and nobody knows where."""
+        return self.counted is not None and self.mask is None and self.counted.numel() == len(self.inputs)
+
+    def real(self) -> Tensor:
+        """The rows that hold data."""
+        return _masked(self.inputs, self.mask)
+
+    def weights(self, squares: Sequence[Tensor]) -> Tensor | None:
+        """How much those rows count; None if the squared gradients are not those of their vectors."""
+        fitting = [one for one in squares if self.order is not None and one.shape == self.order.shape]
+        if self.order is None or not fitting or len(fitting) < len(squares):
+            return None
+        total = self.order.arrange(torch.stack(fitting).sum(0)).to(self.inputs.device)
+        return row_weights(_masked(total, self.mask))
+
+
+@attrs.define(eq=False)
+class _Inputs:
+    """The inputs that some blocks have in common, as far as has been seen."""
+
+    moments: Moments
+    members: set[Block] = attrs.field(factory=set)
+    pending: _Rows | None = None
+    waiting: list[_Rows] = attrs.field(factory=list)
+    confirmed: set[Block] = attrs.field(factory=set)
+    first: bool = True
+    collected: bool = True
 
     def settle(self) -> None:
-        """Count the pending tensor in."""
-        if self.pending is None:
+        """Count the pending rows in, or let them wait for weights."""
+        pending, self.pending = self.pending, None
+        if pending is None:
             return
-        fits = self.counted is not None and self.counted.numel() == len(self.pending)
-        mask = self.counted.flatten().to(self.pending.device) if fits and self.counted is not None else None
-        if self.weighed and not self.held_out:
-            self.waiting.append((self.pending, mask))
-        else:
-            (self.moments.hold_out if self.held_out else self.moments.add)(_masked(self.pending, mask))
-        self.pending, self.first = None, False
+        self.first = False
+        if pending.weighed and not pending.held_out:
+            self.waiting.append(pending)
+        elif self.collected:
+            (self.moments.hold_out if pending.held_out else self.moments.add)(pending.real())
 
-    def weigh(self, squares: Tensor | None) -> None:
+    def weigh(self, squares: Sequence[Sequence[Tensor]]) -> None:
         """Count the rows in that waited for their weights.
 
         Args:
-            squares: Squared gradients of all rows that wait; None, or of another number, if they are not known.
+            squares: For each layer that tells, squared gradients of the vectors of its output, call by call.
         """
-        lengths = [len(rows) for rows, _ in self.waiting]
-        known = squares is not None and len(squares) == sum(lengths)
-        parts = squares.split(lengths) if known and squares is not None else [None] * len(lengths)  # type: ignore[no-untyped-call]  # of torch
-        for (rows, mask), part in zip(self.waiting, parts, strict=True):
-            weights = None if part is None else row_weights(_masked(part.to(rows.device), mask))
-            self.moments.add(_masked(rows, mask), weights)
+        telling = [calls for calls in squares if len(calls) == len(self.waiting)]
+        for number, rows in enumerate(self.waiting):
+            if self.collected:
+                real, weights = rows.real(), rows.weights([calls[number] for calls in telling])
+                # What mattered may not be finite, and be left out; then the rest counts alike.
+                counts = weights is not None and bool(weights[torch.isfinite(real).all(-1)].any())
+                self.moments.add(real, weights if counts else None)
         self.waiting.clear()
 
 
@@ -94,24 +122,36 @@ class MomentCollector:
     """Receives products from a ProductWatch.
 
     Args:
-        full: Whether all of H is wanted, by layer and name of the weight.
+        full: Whether all of H is wanted, by layer and name of the weight; of all weights that are watched.
+        collected: Layers and names of those whose moments are kept, one wave of them say; default None: all. The others
+            tell only who meets the same inputs, and how much those matter.
+        heard_at: By layer, the name under which :meth:`weigh` is told of its output; layers without one are not.
 
     Attributes:
         held_out: Whether what comes now is kept apart from the sums; set by who runs the model.
-        counted: bool ``[samples, positions]``, which positions hold data rather than padding; None if all do. Inputs of
-            as many rows are taken for those positions. Set by who runs the model.
+        counted: bool ``[samples, positions]``, which positions hold data rather than padding; None if all do. Set by
+            who runs the model.
         weighed: Whether rows wait for :meth:`weigh`; set by who runs the model.
+        maybe_padded: Names of layers that may have been given padding among their rows, where nobody knows.
     """
 
-    def __init__(self, full: Mapping[tuple[str, str], bool]) -> None:
+    def __init__(
+        self,
+        full: Mapping[tuple[str, str], bool],
+        collected: Collection[tuple[str, str]] | None = None,
+        heard_at: Mapping[str, str] | None = None,
+    ) -> None:
         self._full = full
+        self._collected = collected
+        self._heard_at = heard_at or {}
+        self.maybe_padded: set[str] = set()
         self._inputs: dict[Block, _Inputs] = {}
         self._recent: deque[_Inputs] = deque()
         self.held_out = False
         self.counted: Tensor | None = None
         self.weighed = False
 
-    def receive(self, block: Block, inputs: Tensor, shared: bool) -> None:
+    def receive(self, block: Block, inputs: Tensor, shared: bool, order: RowOrder | None = None) -> None:
         """Count the inputs of a product in.
 
         Args:
@@ -119,18 +159,22 @@ class MomentCollector:
             inputs: ``[n, columns]``.
             shared: Whether other weights may be given the very same tensor; False for one that was computed for this
                 block alone.
+            order: Which vectors they are; None if that is not known.
         """
+        rows = _Rows(inputs, _version(inputs), self.held_out, self.weighed, self.counted, order)
+        if rows.may_be_padded:
+            self.maybe_padded.add(block.layer)
         common = self._inputs.get(block)
         if common is None:
-            common = self._join(block, inputs)
+            common = self._join(block, rows)
         elif block in common.confirmed or common.pending is None:
             self._settle(common)
-        elif not common.is_pending(inputs) or common.held_out != self.held_out:
+        elif not _alike(common.pending, rows):
             common = self._part(block, common)
-        if block in common.members and common.pending is not None and common.is_pending(inputs):
+        if common.pending is not None and _alike(common.pending, rows):
             common.confirmed.add(block)
             return
-        common.take(block, inputs, self.held_out, self.counted, self.weighed)
+        common.pending, common.confirmed = rows, {block}
         self._remember(common, keep=shared)
 
     def forget(self) -> None:
@@ -138,19 +182,20 @@ class MomentCollector:
         for common in dict.fromkeys(self._inputs.values()):
             common.waiting.clear()
             common.pending = None
+            common.confirmed = set()
 
-    def weigh(self, squares: Mapping[str, Tensor]) -> None:
+    def weigh(self, squares: Mapping[str, Sequence[Tensor]]) -> None:
         """Count rows in that waited, each by how much it matters to the model's output.
 
         Args:
-            squares: By layer, ``[rows]``, squared gradients at its output; layers that are missing count rows alike.
+            squares: By name of the module, squared gradients of the vectors of its output, call by call. Rows of which
+                nothing is told count alike.
         """
         for common in dict.fromkeys(self._inputs.values()):
             self._settle(common)
         for common in dict.fromkeys(self._inputs.values()):
-            known = [squares[name] for name in sorted({block.layer for block in common.members}) if name in squares]
-            alike = bool(known) and all(len(one) == len(known[0]) for one in known)
-            common.weigh(torch.stack(known).sum(0) if alike else None)
+            names = sorted({self._heard_at.get(block.layer, "") for block in common.members})
+            common.weigh([squares[name] for name in names if name in squares])
 
     def about_to_change(self, tensor: Tensor) -> None:
         """Count inputs in before they are written to.
@@ -159,27 +204,34 @@ class MomentCollector:
             tensor: What will be written to.
         """
         for common in dict.fromkeys(self._inputs.values()):
-            if common.pending is not None and _same_memory(common.pending, tensor):
+            if common.pending is not None and _same_memory(common.pending.inputs, tensor):
                 self._settle(common)
             common.waiting = [
-                (rows.clone() if _same_memory(rows, tensor) else rows, mask) for rows, mask in common.waiting
+                attrs.evolve(rows, inputs=rows.inputs.clone()) if _same_memory(rows.inputs, tensor) else rows
+                for rows in common.waiting
             ]
 
-    def _join(self, block: Block, inputs: Tensor) -> _Inputs:
+    def _join(self, block: Block, rows: _Rows) -> _Inputs:
         full = self._full[block.layer, block.weight]
         for common in self._recent:
-            same_kind = common.moments.full == full and common.held_out == self.held_out
-            if common.first and same_kind and common.is_pending(inputs):
+            pending = common.pending
+            if common.first and common.moments.full == full and pending is not None and _alike(pending, rows):
                 break
         else:
-            common = _Inputs(Moments(inputs.shape[1], full=full))
+            common = _Inputs(Moments(rows.inputs.shape[1], full=full), collected=False)
         common.members.add(block)
+        common.collected |= self._is_collected(block)
         self._inputs[block] = common
         return common
 
+    def _is_collected(self, block: Block) -> bool:
+        return self._collected is None or (block.layer, block.weight) in self._collected
+
     def _part(self, block: Block, common: _Inputs) -> _Inputs:
         """Let a block go its own way from now on: it was given other inputs than those it has shared so far."""
-        own = _Inputs(common.moments.copied(), {block}, first=False, waiting=list(common.waiting))
+        collected = self._is_collected(block)
+        moments = common.moments.copied() if collected else Moments(common.moments.columns, full=common.moments.full)
+        own = _Inputs(moments, {block}, first=False, waiting=list(common.waiting), collected=collected)
         common.members.discard(block)
         self._inputs[block] = own
         return own
@@ -253,6 +305,12 @@ def row_weights(squares: Tensor) -> Tensor:
     norms = squares.float().sqrt()
     mean = norms.mean()
     return norms / mean if bool(torch.isfinite(mean)) and bool(mean > 0) else torch.ones_like(norms)
+
+
+def _alike(one: _Rows, other: _Rows) -> bool:
+    """Whether two products are given the very same rows, to be treated alike."""
+    same_kind = (one.held_out, one.weighed, one.order) == (other.held_out, other.weighed, other.order)
+    return same_kind and one.counted is other.counted and one.is_same(other.inputs)
 
 
 def _masked(rows: Tensor, mask: Tensor | None) -> Tensor:

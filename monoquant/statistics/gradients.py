@@ -44,7 +44,8 @@ class GradientProbe:
         output_energy: Sum of squares of the model's outputs; for logits, twice the number of rows.
         rows: Vectors in the model's outputs.
         is_kl: Whether outputs are logits, and sums are of KL.
-        row_squares: Of the last probe: by module, ``[rows]``, squared gradients of the vectors in its outputs.
+        row_squares: Of the last probe: by module and call, squared gradients of the vectors in its output, of that
+            output's shape without its last axis.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
@@ -55,7 +56,7 @@ class GradientProbe:
         self.output_energy = 0.0
         self.rows = 0
         self.is_kl = False
-        self.row_squares: dict[str, Tensor] = {}
+        self.row_squares: dict[str, list[Tensor]] = {}
 
     def probe(self, run: Run, counted: Tensor | None = None) -> None:
         """Go forward and backward once.
@@ -65,22 +66,25 @@ class GradientProbe:
             counted: bool ``[samples, positions]``, which positions hold data rather than padding; None if all do.
         """
         self.row_squares = {}
-        with torch.enable_grad(), self._recorded():
-            answer = run()
-            output = logits_of(answer)
-            self.is_kl = output is not None
-            if output is None:
-                output = first_float(answer)
-            padded = counted is not None and output is not None and output.shape[:-1] == counted.shape
-            if padded and output is not None and counted is not None:
-                output = output[counted.to(output.device)]
-            draw = self._sampled_likelihood if self.is_kl else self._random_direction
-            direction = None if output is None else draw(output)
-            if output is not None and output.dim():
-                self.rows += output.numel() // max(output.shape[-1], 1)
-            if direction is not None and direction.requires_grad and self._outputs:
-                self._collect(direction)
-        self._outputs.clear()
+        try:
+            with torch.enable_grad(), self._recorded():
+                self._go_backward(run(), counted)
+        finally:
+            self._outputs.clear()
+
+    def _go_backward(self, answer: Any, counted: Tensor | None) -> None:
+        logits = logits_of(answer)
+        self.is_kl = logits is not None
+        output = first_float(answer) if logits is None else logits
+        if output is None:
+            return
+        if counted is not None and output.shape[:-1] == counted.shape:
+            output = output[counted.to(output.device)]
+        direction = self._sampled_likelihood(output) if self.is_kl else self._random_direction(output)
+        if output.dim():
+            self.rows += output.numel() // max(output.shape[-1], 1)
+        if direction.requires_grad and self._outputs:
+            self._collect(direction)
 
     def _random_direction(self, output: Tensor) -> Tensor:
         self.output_energy += float(output.detach().double().square().sum())
@@ -105,12 +109,8 @@ class GradientProbe:
             found.gradient += float(gradient.double().square().sum())
             found.energy += float(output.detach().double().square().sum())
             found.elements += gradient.numel()
-            rows = (
-                gradient.detach().reshape(-1, gradient.shape[-1]).float().square().sum(-1) if gradient.dim() else None
-            )
-            if rows is not None:
-                known = self.row_squares.get(name)
-                self.row_squares[name] = rows if known is None else torch.cat([known, rows])
+            if gradient.dim():
+                self.row_squares.setdefault(name, []).append(gradient.detach().float().square().sum(-1))
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:

@@ -29,13 +29,17 @@ class Listening:
     """
 
     def __init__(self, wanted: Mapping[str, Sequence[Request[Any]]], *, honest: bool) -> None:
-        self._observers: Observed = {
-            (name, request): request.observer() for name, requests in wanted.items() for request in requests
-        }
-        self._honest = honest
-        self._apart: set[tuple[str, Request[Any]]] = set()
+        self._wanted, self._honest = wanted, honest
+        self.start_again()
         self.held_out = False
         self.counted: Tensor | None = None
+
+    def start_again(self) -> None:
+        """Forget all that was heard."""
+        self._observers: Observed = {
+            (name, request): request.observer() for name, requests in self._wanted.items() for request in requests
+        }
+        self._apart: set[tuple[str, Request[Any]]] = set()
 
     @contextmanager
     def listening(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:

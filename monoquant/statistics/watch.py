@@ -7,9 +7,10 @@ weight is known by its memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import attrs
 import torch
@@ -45,6 +46,30 @@ class Block:
     stop: int
 
 
+@attrs.frozen
+class RowOrder:
+    """Which vectors the rows of a product are.
+
+    Args:
+        shape: Leading shape of the argument that holds the vectors, its last axis left out.
+        swapped: Whether its second axis comes before its first in the product.
+    """
+
+    shape: tuple[int, ...]
+    swapped: bool = False
+
+    def arrange(self, values: Tensor) -> Tensor:
+        """Put one value per vector into the order of the rows.
+
+        Args:
+            values: Of :attr:`shape`.
+
+        Returns:
+            ``[rows]``.
+        """
+        return (values.transpose(0, 1) if self.swapped else values).flatten()
+
+
 @attrs.frozen(eq=False)
 class WatchedWeight:
     """A weight to look for.
@@ -55,6 +80,9 @@ class WatchedWeight:
         tensor: The weight as its module reads it.
         form: Its matrix.
         computed_by: The module that computes the weight anew for each call; None where it is a parameter.
+        caller: The module whose calls multiply the weight; None if it is not known how.
+        order: In which order that does it, as an adapter's ``row_order`` says.
+        heard_at: Name of the module whose output's vectors are the product's rows; None if there is none.
     """
 
     layer: str
@@ -62,18 +90,22 @@ class WatchedWeight:
     tensor: Tensor
     form: MatrixForm
     computed_by: nn.Module | None = None
+    caller: nn.Module | None = None
+    order: Literal["kept", "swapped"] | None = None
+    heard_at: str | None = None
 
 
 class Receiver(Protocol):
     """Who is told of products."""
 
-    def receive(self, block: Block, inputs: Tensor, shared: bool) -> None:
+    def receive(self, block: Block, inputs: Tensor, shared: bool, order: RowOrder | None = None) -> None:
         """A product is about to be computed.
 
         Args:
             block: Which rows of which weight take part.
             inputs: ``[n, columns]``.
             shared: Whether other weights may be given the very same tensor; False for one made for this block alone.
+            order: Which vectors they are; None if that is not known.
         """
 
     def about_to_change(self, tensor: Tensor) -> None:
@@ -94,6 +126,14 @@ class _Region:
     alive: StorageWeakRef | None = None  # kept, so that the storage's address means nothing else meanwhile
 
 
+@attrs.frozen(eq=False)
+class _Running:
+    """A call that is under way: the weight that its module computes, and which vectors it was given."""
+
+    computed: WatchedWeight | None = None
+    order: RowOrder | None = None
+
+
 class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class hook has no annotations
     """While active, tells of each product of a watched weight.
 
@@ -106,9 +146,10 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self._receiver = receiver
         self._computed = {id(one.computed_by): one for one in weights if one.computed_by is not None}
+        self._callers = {id(one.caller): one.order for one in weights if one.caller is not None}
         self._regions: dict[int, list[_Region]] = {}
         self._blocks: dict[tuple[Any, ...], Block | None] = {}
-        self._running: list[WatchedWeight | None] = []
+        self._running: list[_Running] = []
         for one in weights:
             if one.computed_by is None:
                 region = _Region(one, int(one.tensor.storage_offset()), one.tensor.stride())
@@ -131,18 +172,19 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             yield
 
     def _follow_calls(self, module: nn.Module) -> list[Any]:
-        """Know when a module with a computed weight runs, and when the weight is being computed."""
-        watched = self._computed.get(id(module))
-        if watched is None and not isinstance(module, ParametrizationList):
+        """Know when a module that multiplies a weight runs, with which vectors, and when a weight is being computed."""
+        computed, order = self._computed.get(id(module)), self._callers.get(id(module))
+        if computed is None and order is None and not isinstance(module, ParametrizationList):
             return []
 
-        def enter(_module: nn.Module, _args: Any) -> None:
-            self._running.append(watched)
+        def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._running.append(_Running(computed, _order_of(order, args, kwargs)))
 
         def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
             self._running.pop()
 
-        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+        entering = module.register_forward_pre_hook(enter, with_kwargs=True)
+        return [entering, module.register_forward_hook(leave, always_call=True)]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -152,8 +194,9 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
                 self._see(product)
         if func._schema.is_mutable:
             for value in (*args, *(kwargs or {}).values()):
-                if isinstance(value, Tensor):
-                    self._receiver.about_to_change(value)
+                for tensor in value if isinstance(value, (tuple, list)) else (value,):
+                    if isinstance(tensor, Tensor):
+                        self._receiver.about_to_change(tensor)
         result = func(*args, **(kwargs or {}))
         for product in products_within(func, args, result):
             self._see(product)
@@ -165,10 +208,11 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         return any(_storage(value) in self._regions for value in args if isinstance(value, Tensor))
 
     def _expects(self, func: Any) -> bool:
-        return bool(self._running) and self._running[-1] is not None and func not in _VECTORS
+        return bool(self._running) and self._running[-1].computed is not None and func not in _VECTORS
 
     def _see(self, product: Product | Convolved) -> None:
-        watched = self._running[-1] if self._running else None
+        running = self._running[-1] if self._running else _Running()
+        watched = running.computed
         if isinstance(product, Convolved):
             self._see_convolution(product, watched)
             return
@@ -176,7 +220,9 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         if block is None and watched is not None and product.weight.shape == (watched.form.columns, watched.form.rows):
             block = _whole(watched)
         if block is not None and len(product.inputs):
-            self._receiver.receive(block, product.inputs.detach(), True)
+            inputs, order = product.inputs.detach(), running.order
+            known = order is not None and math.prod(order.shape) == len(inputs)
+            self._receiver.receive(block, inputs, True, order if known else None)
 
     def _see_convolution(self, seen: Convolved, running: WatchedWeight | None) -> None:
         if seen.geometry.groups > MOST_CHANNEL_GROUPS:
@@ -210,6 +256,14 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             found = (_block_of(weight, region) for region in regions)
             self._blocks[view] = next((block for block in found if block is not None), None)
         return self._blocks[view]
+
+
+def _order_of(order: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> RowOrder | None:
+    given = args[0] if args else next(iter(kwargs.values()), None)
+    if order is None or not isinstance(given, Tensor) or given.is_nested or given.dim() < 2:
+        return None
+    shape = tuple(given.shape[:-1])
+    return RowOrder(shape, swapped=order == "swapped" and len(shape) > 1)
 
 
 class _PassingThrough(TorchFunctionMode):

@@ -677,13 +677,12 @@ class Language(nn.Module):
 
 
 TOKENS = [torch.randint(0, 96, (16, 6), generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-MIXED_UP = pytest.mark.xfail(strict=True, reason="tied layers take the first one's scheme, inputs included")
 
 
 @pytest.mark.parametrize("head_first", [False, True])
 @pytest.mark.parametrize(
     "activations",
-    [None, pytest.param("dynamic", marks=MIXED_UP), pytest.param("static", marks=MIXED_UP)],
+    [None, "dynamic", "static"],
 )
 def test_a_goal_keeps_integer_inputs_where_they_were(activations: Any, head_first: bool) -> None:
     """An embedding cannot multiply integers; a head that is tied to it can, and does without a goal."""
@@ -815,7 +814,6 @@ def test_without_other_passes_groups_are_all_there_is() -> None:
     assert [one.scheme.bits for one in mq.Quantizer(steps).weigh(Net()).layers[0].options] == [4, 4, 4]
 
 
-@pytest.mark.xfail(strict=True, reason="BudgetPass does not ask to stand before the packing passes")
 def test_a_budget_behind_the_packing_pass_is_refused() -> None:
     """When the pipeline is built: there is nothing to choose any more."""
     steps = [mq.SkipSelectionPass.from_options(), mq.CalibrationPass(DATA), mq.Int4PackPass(), mq.BudgetPass()]

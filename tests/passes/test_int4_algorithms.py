@@ -316,12 +316,7 @@ WAVE = 4 * FEATURES * (FEATURES + 1)
     [
         ClipSearch(),
         UNWEIGHTED,
-        pytest.param(
-            Gptq(),
-            marks=pytest.mark.xfail(
-                strict=True, reason="rows are weighed by the layers of a wave that share them, not by all that do"
-            ),
-        ),
+        Gptq(),
     ],
     ids=["clip_search", "gptq without weights", "gptq"],
 )

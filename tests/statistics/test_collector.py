@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.statistics.collector import MomentCollector, RowStatistics, row_weights
-from monoquant.statistics.watch import Block, WatchedWeight
+from monoquant.statistics.watch import Block, RowOrder, WatchedWeight
 
 COLUMNS = 4
 NAMES = "abcd"
@@ -29,7 +29,8 @@ def whole(layer: str, rows: int = 6) -> Block:
 
 def collector(*layers: str, diagonal: str = "") -> MomentCollector:
     """For some layers, of which some want the diagonal only."""
-    return MomentCollector({(layer, "weight"): layer not in diagonal for layer in layers})
+    full = {(layer, "weight"): layer not in diagonal for layer in layers}
+    return MomentCollector(full, heard_at={layer: layer for layer in layers})
 
 
 def finish(collector: MomentCollector, *layers: str) -> dict[str, list[RowStatistics]]:
@@ -101,7 +102,7 @@ def test_every_weight_gets_the_moments_of_its_own_inputs(
             used.append(layer)
             counts = padded and len(inputs) == mask.numel()
             seen[collecting.held_out][layer].append(inputs[mask.flatten()] if counts else inputs.clone())
-            collecting.receive(whole(layer), inputs, given_[2])
+            collecting.receive(whole(layer), inputs, given_[2], RowOrder((1, len(inputs))))
     collecting.weigh({})
     found = finish(collecting, *NAMES)
     for layer in NAMES:
@@ -217,10 +218,10 @@ def test_rows_count_by_the_norm_of_their_gradient() -> None:
     """Not by its square; in the order in which they were multiplied, over all calls since the last time."""
     collecting = weighed("a")
     for first, second in ((1.0, 3.0), (10.0, 30.0)):
-        collecting.receive(whole("a"), torch.tensor([[first], [second]]).expand(2, COLUMNS), shared=True)
-    collecting.weigh({"a": torch.tensor([1.0, 9.0, 9.0, 1.0])})
-    collecting.receive(whole("a"), torch.full((4, COLUMNS), 2.0), shared=True)
-    collecting.weigh({"a": torch.full((4,), 1e-6)})
+        collecting.receive(whole("a"), torch.tensor([[first], [second]]).expand(2, COLUMNS), True, RowOrder((2,)))
+    collecting.weigh({"a": [torch.tensor([1.0, 9.0]), torch.tensor([9.0, 1.0])]})
+    collecting.receive(whole("a"), torch.full((4, COLUMNS), 2.0), True, RowOrder((4,)))
+    collecting.weigh({"a": [torch.full((4,), 1e-6)]})
     [found] = finish(collecting, "a")["a"]
     assert found.moments.weighted
     assert found.moments.rows == 8
@@ -228,12 +229,19 @@ def test_rows_count_by_the_norm_of_their_gradient() -> None:
     assert mean_of(found) == pytest.approx(((1 + 9 + 30 + 30) / 2 + 4 * 2) / 8)
 
 
-@pytest.mark.parametrize("squares", [{}, {"b": torch.ones(4)}, {"a": torch.tensor([1.0, 9.0])}, {"a": torch.zeros(4)}])
-def test_rows_count_alike_where_no_gradient_is_known(squares: dict[str, Tensor]) -> None:
-    """None at all, one of another layer, one of another number of rows, or one that is zero."""
+TWO = torch.tensor([1.0, 9.0])
+
+
+@pytest.mark.parametrize(
+    "squares",
+    [{}, {"b": [TWO, TWO]}, {"a": [TWO]}, {"a": [TWO.view(1, 2), TWO.view(1, 2)]}, {"a": [0 * TWO, 0 * TWO]}],
+    ids=["none", "another layer", "another call", "another shape", "zero"],
+)
+def test_rows_count_alike_where_no_gradient_is_known(squares: dict[str, list[Tensor]]) -> None:
+    """None at all, one of another layer, of other calls, of vectors in another shape, or one that is zero."""
     collecting = weighed("a")
     for value in (1.0, 2.0):
-        collecting.receive(whole("a"), torch.full((2, COLUMNS), value), shared=True)
+        collecting.receive(whole("a"), torch.full((2, COLUMNS), value), True, RowOrder((2,)))
     collecting.weigh(squares)
     [found] = finish(collecting, "a")["a"]
     assert (found.moments.rows, mean_of(found)) == (4, 1.5)
@@ -244,8 +252,8 @@ def test_rows_of_layers_that_share_inputs_count_for_all_of_them() -> None:
     collecting = weighed(*"ab")
     inputs = torch.tensor([[1.0], [3.0]]).expand(2, COLUMNS)
     for layer in "ab":
-        collecting.receive(whole(layer), inputs, shared=True)
-    collecting.weigh({"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([15.0, 1.0])})
+        collecting.receive(whole(layer), inputs, True, RowOrder((2,)))
+    collecting.weigh({"a": [torch.tensor([1.0, 0.0])], "b": [torch.tensor([15.0, 1.0])]})
     found = {layer: one for layer, (one,) in finish(collecting, *"ab").items()}
     assert found["a"].moments is found["b"].moments
     assert mean_of(found["a"]) == pytest.approx((4 * 1 + 1 * 3) / 5)
@@ -256,10 +264,11 @@ def test_rows_that_wait_are_kept_by_layers_that_part() -> None:
     collecting = weighed(*"ab")
     inputs = torch.tensor([[1.0], [3.0]]).expand(2, COLUMNS)
     for layer in "ab":
-        collecting.receive(whole(layer), inputs, shared=True)
+        collecting.receive(whole(layer), inputs, True, RowOrder((2,)))
     for layer, value in (("a", 5.0), ("b", 7.0)):
-        collecting.receive(whole(layer), torch.full((1, COLUMNS), value), shared=True)
-    collecting.weigh({"a": torch.tensor([1.0, 0.0, 1.0]), "b": torch.tensor([0.0, 1.0, 1.0])})
+        collecting.receive(whole(layer), torch.full((1, COLUMNS), value), True, RowOrder((1,)))
+    one = torch.ones(1)
+    collecting.weigh({"a": [torch.tensor([1.0, 0.0]), one], "b": [torch.tensor([0.0, 1.0]), one]})
     found = {layer: one for layer, (one,) in finish(collecting, *"ab").items()}
     assert [found[layer].moments.rows for layer in "ab"] == [3, 3]
     assert mean_of(found["a"]) == pytest.approx((2 * 1 + 0 * 3 + 1 * 5) / 3)
@@ -271,7 +280,7 @@ def test_held_out_rows_do_not_wait() -> None:
     collecting = weighed("a")
     collecting.held_out = True
     collecting.receive(whole("a"), torch.ones(3, COLUMNS), shared=True)
-    collecting.weigh({"a": torch.zeros(3)})
+    collecting.weigh({"a": [torch.zeros(3)]})
     [found] = finish(collecting, "a")["a"]
     assert (found.moments.rows, len(found.moments.held_out)) == (0, 3)
 
@@ -280,8 +289,8 @@ def test_padding_takes_no_part_in_weighing() -> None:
     """What gradients it has is left out with it."""
     collecting = weighed("a")
     collecting.counted = torch.tensor([[True, True, False]])
-    collecting.receive(whole("a"), torch.tensor([[1.0], [2.0], [100.0]]).expand(3, COLUMNS), shared=True)
-    collecting.weigh({"a": torch.tensor([1.0, 9.0, 1e12])})
+    collecting.receive(whole("a"), torch.tensor([[1.0], [2.0], [100.0]]).expand(3, COLUMNS), True, RowOrder((1, 3)))
+    collecting.weigh({"a": [torch.tensor([[1.0, 9.0, 1e12]])]})
     [found] = finish(collecting, "a")["a"]
     assert found.moments.rows == 2
     assert mean_of(found) == pytest.approx((1 * 1 + 3 * 2) / 4)

@@ -118,11 +118,13 @@ def test_squares_of_rows_are_those_of_the_last_run() -> None:
     probe = GradientProbe({"a": model.a})
     probe.probe(lambda: model(x))
     first = probe.found["a"].gradient
-    assert probe.row_squares["a"].shape == (6,)
-    assert energy(probe.row_squares["a"].sqrt()) == pytest.approx(first, rel=1e-6)
+    [squares] = probe.row_squares["a"]
+    assert squares.shape == (6,)
+    assert energy(squares.sqrt()) == pytest.approx(first, rel=1e-6)
     probe.probe(lambda: model(y))
-    assert probe.row_squares["a"].shape == (4,)
-    assert float(probe.row_squares["a"].sum()) == pytest.approx(probe.found["a"].gradient - first, rel=1e-5)
+    [squares] = probe.row_squares["a"]
+    assert squares.shape == (4,)
+    assert float(squares.sum()) == pytest.approx(probe.found["a"].gradient - first, rel=1e-5)
 
 
 @pytest.mark.parametrize("wrap", [lambda y: y, with_logits], ids=["plain", "logits"])
@@ -133,9 +135,9 @@ def test_rows_that_move_nothing_weigh_nothing(wrap: Callable[[Tensor], Any]) -> 
         model.a.bias.fill_(0)
         x[2] = 0
         model.a.bias.sub_(1e-3)
-    probe = probed(model, x, "a")
-    assert float(probe.row_squares["a"][2]) == 0
-    assert int((probe.row_squares["a"] > 0).sum()) > 2
+    [squares] = probed(model, x, "a").row_squares["a"]
+    assert float(squares[2]) == 0
+    assert int((squares > 0).sum()) > 2
 
 
 @pytest.mark.parametrize("wrap", [lambda y: y, with_logits], ids=["plain", "logits"])
@@ -147,12 +149,13 @@ def test_padding_of_the_answer_has_no_say(wrap: Callable[[Tensor], Any]) -> None
     probe, plain = GradientProbe({"a": model.a}), GradientProbe({"a": model.a})
     probe.probe(lambda: model(x), counted)
     plain.probe(lambda: model(x[counted]))
-    squares = probe.row_squares["a"].reshape(3, 4)
+    [squares], [alone] = probe.row_squares["a"], plain.row_squares["a"]
+    assert squares.shape == (3, 4)
     assert probe.rows == plain.rows == 7
     assert probe.output_energy == pytest.approx(plain.output_energy, rel=1e-5)
     assert probe.found["a"].gradient == pytest.approx(plain.found["a"].gradient, rel=1e-5)
     assert bool((squares[~counted] == 0).all())
-    torch.testing.assert_close(squares[counted], plain.row_squares["a"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(squares[counted], alone, rtol=1e-4, atol=1e-6)
 
 
 def test_a_mask_of_other_positions_than_the_answers_is_not_applied() -> None:
