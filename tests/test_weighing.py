@@ -227,7 +227,7 @@ def test_a_weight_of_two_layers_is_counted_once() -> None:
 
 def test_tied_layers_are_weighed_by_the_products_of_both() -> None:
     """The weight is one, and met the inputs of both layers; no bias makes up for what is not its layer's own."""
-    model, data = Tied(bias=True).requires_grad_(False), batches(64, 96)
+    model, data = Tied(bias=True).requires_grad_(False), batches(48, 96)
     passes = [mq.SkipSelectionPass.from_options(), mq.CalibrationPass(data), mq.Int4PackPass(algorithm="gptq")]
     packed = mq.Quantizer(passes).run(model).model
     inputs = torch.cat([held_out(data), torch.relu(model.first(held_out(data)))])
