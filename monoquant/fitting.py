@@ -133,26 +133,29 @@ class Fitter:
         if found is not None:
             return found
         sharing = [] if self._context.statistics is None else list(self._context.statistics.sharing(part))
+        factors = self._context.rescaling.columns.get(key)
         members = [(key, part)]
-        members += [(other, rows) for other, rows in sharing if rows is not part and self._joins(other)]
+        members += [(other, rows) for other, rows in sharing if rows is not part and self._joins(other, factors)]
         matrices = [self._matrix(other)[rows.start : rows.stop] for other, rows in members]
-        solved = self._solve(torch.cat(matrices), part.moments, scheme)
+        moments = part.moments if factors is None else part.moments.divided(factors)
+        solved = self._solve(torch.cat(matrices), moments, scheme)
         start = 0
         for (other, rows), matrix in zip(members, matrices, strict=True):
             chosen = solved.cut(start, start + len(matrix))
-            self._solved[(*other, rows.start, scheme)] = self._judged(other, matrix, chosen, part.moments, scheme)
+            self._solved[(*other, rows.start, scheme)] = self._judged(other, matrix, chosen, moments, scheme)
             start += len(matrix)
         return self._solved.pop((*key, part.start, scheme))
 
-    def _joins(self, key: tuple[str, str]) -> bool:
-        return key[0] in self._peers and key[0] not in self._context.packed
+    def _joins(self, key: tuple[str, str], factors: Tensor | None) -> bool:
+        same = self._context.rescaling.columns.get(key) is factors
+        return same and key[0] in self._peers and key[0] not in self._context.packed
 
     def _matrix(self, key: tuple[str, str]) -> Tensor:
         layer, name = key
         return self._context.packable(layer).forms[name].to_matrix(self._context.weight(layer, name))
 
     def _solve(self, matrix: Tensor, moments: Moments, scheme: Scheme) -> _Rows:
-        obstacle = _obstacle(moments)
+        obstacle = obstacle_to_fitting(moments)
         if obstacle is not None:
             return _rounded(matrix, scheme, moments, obstacle)
         hessian = moments.hessian if self._algorithm.needs is Needs.HESSIAN else None
@@ -196,7 +199,15 @@ class Fitter:
             yield Finding("non-finite-inputs", Severity.WARNING, message, layer, remedy)
 
 
-def _obstacle(moments: Moments) -> _Fallback | None:
+def obstacle_to_fitting(moments: Moments) -> _Fallback | None:
+    """What keeps codes from being fitted to inputs.
+
+    Args:
+        moments: Of the inputs.
+
+    Returns:
+        A reason with a remedy; None for nothing.
+    """
     if not moments.rows and moments.broken_rows:
         return _Fallback("all its calibration inputs hold NaN or Inf", "Repair the data or the model.")
     if moments.rows < FEWEST_ROWS:

@@ -67,6 +67,22 @@ class WeightAlgorithm(abc.ABC):
     needs: ClassVar[Needs] = Needs.NOTHING
     """What it wants to know of the inputs; where nothing is known, round_to_nearest is used, and a finding says so."""
 
+    scales_inputs: ClassVar[bool] = False
+    """Whether :meth:`input_scale` may return something."""
+
+    def input_scale(self, problem: WeightProblem) -> Tensor | None:
+        """Choose factors of columns, which make the matrix easier to code; asked only where they can be undone exactly.
+
+        The matrix that :meth:`solve` is given afterwards has them in it, and its inputs are divided by them.
+
+        Args:
+            problem: All rows that meet the same inputs; not to be written to.
+
+        Returns:
+            float32 ``[columns]``, positive and finite; None (default) for none.
+        """
+        return None
+
     @abc.abstractmethod
     def solve(self, problem: WeightProblem) -> Solution:
         """Choose codes.

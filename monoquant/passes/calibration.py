@@ -21,6 +21,7 @@ from monoquant.restoring import undisturbed
 from monoquant.statistics.collector import MomentCollector
 from monoquant.statistics.gradients import GradientProbe
 from monoquant.statistics.listening import Listening
+from monoquant.statistics.origin_watch import OriginWatch
 from monoquant.statistics.store import Collected, Key, StatisticsStore, in_waves
 from monoquant.statistics.watch import ProductWatch, WatchedWeight
 from monoquant.values import Finding, Severity
@@ -109,7 +110,10 @@ class CalibrationPass(Pass):
         def collect(keys: Collection[Key]) -> Collected:
             return run.over([one for one in weights if (one.layer, one.name) in keys])
 
-        first = run.over(waves[0], listening)
+        origins = OriginWatch(context.model, weights) if context.wants_fold_sites and weights else None
+        first = run.over(waves[0], listening, origins)
+        if origins is not None:
+            context.fold_sites = origins.found()
         if context.wanted_gradients:
             context.gradients = run.probed({name: context.module(name) for name in sorted(context.wanted_gradients)})
         context.statistics = StatisticsStore([[(w.layer, w.name) for w in wave] for wave in waves], collect, first)
@@ -130,23 +134,29 @@ class _Run:
         self._first_parts: list[Part] = []
         self.samples = self.batches = self.held_out = 0
 
-    def over(self, weights: list[WatchedWeight], listening: Listening | None = None) -> Collected:
+    def over(
+        self, weights: list[WatchedWeight], listening: Listening | None = None, origins: OriginWatch | None = None
+    ) -> Collected:
         """Run all data once, and collect the statistics of some weights.
 
         Args:
             weights: Those of one wave.
             listening: What else listens; None for nothing.
+            origins: What else watches; None for nothing.
         """
         model = self._context.model
         collector = MomentCollector(self._context.wanted_moments)
         watched = ProductWatch(weights, collector).watching(model.modules()) if weights else nullcontext()
         modules = {name: self._context.module(name) for name in self._context.wanted}
         hooks = listening.listening(modules) if listening else nullcontext()
-        with undisturbed(model), hooks, watched:
-            self._feed(model, [collector, *([listening] if listening else [])])
+        follows = origins.watching(model.modules()) if origins else nullcontext()
+        if listening and origins:
+            listening.apart = origins.paused
+        with undisturbed(model), hooks, watched, follows:
+            self._feed(model, [collector, *([listening] if listening else [])], origins)
         return collector.finish(weights)
 
-    def _feed(self, model: nn.Module, listeners: list[Any]) -> None:
+    def _feed(self, model: nn.Module, listeners: list[Any], origins: OriginWatch | None) -> None:
         show = _progress_function(self._progress)
         self.samples = self.held_out = 0
         self._first_parts = []
@@ -154,7 +164,9 @@ class _Run:
             for part in self._data.parts(hold_out=bool(self._context.wanted_moments)):
                 for listener in listeners:
                     listener.held_out, listener.counted = part.held_out, part.counted
-                run_model(model, part, self._data.forward)
+                answer = run_model(model, part, self._data.forward)
+                if origins:
+                    origins.end_call(answer)
                 self._count(part)
                 if part.ends_batch:
                     show(self.samples, self._data.most)
