@@ -53,8 +53,8 @@ class QuantContext(ModelView):
             phase; read by CalibrationPass)
         gradients: That weight. (written by CalibrationPass; read by BudgetPass)
         statistics: Those moments; use :meth:`input_statistics`. (written by CalibrationPass; read by packing passes)
-        wants_fold_sites: Whether a pass wants to know what computes the inputs of those weights. (written in the prepare
-            phase; read by CalibrationPass)
+        wants_fold_sites: Whether a pass wants to know what computes the inputs of those weights. (written in the
+            prepare phase; read by CalibrationPass)
         fold_sites: That. (written by CalibrationPass; read by Int4PackPass)
         rescaling: Factors moved from inputs of weights into what computes them; weights are read with them. (written by
             Int4PackPass; read by packing passes, ValidationPass and Quantizer)

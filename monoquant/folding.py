@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from monoquant.statistics.origins import FoldSite
 from monoquant.statistics.store import Key
 from monoquant.values import Finding, Scheme, Severity
 
+_ROWS = 1024
 _NO_GAIN = "no factors make their noise less"
 
 
@@ -92,15 +92,17 @@ class Folder:
         moments = parts[0].moments
         if obstacle_to_fitting(moments) is not None:
             return "calibration gave too few inputs to fit to"
-        matrix = torch.cat([self._matrix(key) for key in site.weights])
+        matrix = torch.cat([self._sample(key, len(site.weights)) for key in site.weights])
         factors = input_scale(self._algorithm, matrix, self._scheme, self._known(moments))
         if factors is None:
             return _NO_GAIN
         factors = self._representable(site, factors)
         return self._worse(site, matrix, moments, factors) or self._write(site, factors)
 
-    def _matrix(self, key: Key) -> Tensor:
-        return self._context.packable(key[0]).forms[key[1]].to_matrix(self._context.weight(*key))
+    def _sample(self, key: Key, members: int) -> Tensor:
+        """Some rows of a weight, evenly spread: they tell what its columns need as well as all do."""
+        matrix = self._context.packable(key[0]).forms[key[1]].to_matrix(self._context.weight(*key))
+        return matrix[:: max(1, len(matrix) * members // _ROWS)]
 
     def _known(self, moments: Moments) -> InputStatistics:
         hessian = moments.hessian if self._algorithm.needs is Needs.HESSIAN else None
@@ -123,7 +125,7 @@ class Folder:
         if inputs is None:
             return ""
         ones = torch.ones_like(factors)
-        corrected = torch.cat([self._corrected(key) for key in site.weights])
+        corrected = torch.cat([self._corrected(key, len(site.weights)) for key in site.weights])
         with_factors, *others = (
             self._energy(algorithm, matrix, moments, one, corrected)
             for algorithm, one in ((self._algorithm, factors), (self._algorithm, ones), (RoundToNearest(), ones))
@@ -131,10 +133,10 @@ class Folder:
         best = min(others, key=lambda energy: energy.noise)
         return "" if with_factors.noise < best.noise else "on held-out inputs factors make them worse"
 
-    def _corrected(self, key: Key) -> Tensor:
-        """bool ``[rows]``, whose mean error a bias will make up for."""
+    def _corrected(self, key: Key, members: int) -> Tensor:
+        """Which of these rows have a bias that will make up for their mean error."""
         has = self._corrects_bias and self._context.correctable_bias(*key) is not None
-        return torch.full((self._context.packable(key[0]).forms[key[1]].rows,), has)
+        return torch.full((len(self._sample(key, members)),), has)
 
     def _energy(
         self, algorithm: WeightAlgorithm, matrix: Tensor, moments: Moments, factors: Tensor, corrected: Tensor

@@ -12,7 +12,7 @@ import attrs
 from torch import Tensor
 
 from monoquant.algorithms.base import Needs, Solution, WeightAlgorithm, WeightProblem
-from monoquant.algorithms.clip_search import ClipSearch
+from monoquant.algorithms.gptq import Gptq
 from monoquant.errors import ConfigError
 from monoquant.numerics.affine import dequantize, round_to_nearest
 from monoquant.numerics.grouping import row_chunks
@@ -23,7 +23,7 @@ _LARGEST = 256.0
 
 def _check_codes(_instance: Any, _attribute: Any, value: Any) -> None:
     if not isinstance(value, WeightAlgorithm) or value.scales_inputs:
-        raise ConfigError(f"codes={value!r}: give an algorithm that needs no factors itself, such as Gptq()")
+        raise ConfigError(f"codes={value!r}: give an algorithm that needs no factors itself, such as ClipSearch()")
 
 
 @attrs.frozen
@@ -31,13 +31,13 @@ class Awq(WeightAlgorithm):
     """Factors for input columns where they can be moved into what computes the inputs, then another algorithm's codes.
 
     Args:
-        codes: What chooses the codes of the weights with their factors; default ClipSearch().
+        codes: What chooses the codes of the weights with their factors; default Gptq().
     """
 
     name: ClassVar[str] = "awq"
     scales_inputs: ClassVar[bool] = True
 
-    codes: WeightAlgorithm = attrs.field(factory=ClipSearch, validator=_check_codes)
+    codes: WeightAlgorithm = attrs.field(factory=Gptq, validator=_check_codes)
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]  # depends on a setting

@@ -76,7 +76,7 @@ class WeightAlgorithm(abc.ABC):
         The matrix that :meth:`solve` is given afterwards has them in it, and its inputs are divided by them.
 
         Args:
-            problem: All rows that meet the same inputs; not to be written to.
+            problem: Rows that meet the same inputs, a sample of them where they are many; not to be written to.
 
         Returns:
             float32 ``[columns]``, positive and finite; None (default) for none.

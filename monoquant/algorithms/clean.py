@@ -56,14 +56,12 @@ def solve(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: Inp
     return attrs.evolve(solution, codes=attrs.evolve(codes, codes=codes.codes[:, : matrix.shape[1]]))
 
 
-def input_scale(
-    algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: InputStatistics
-) -> Tensor | None:
+def input_scale(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: InputStatistics) -> Tensor | None:
     """Choose factors of columns.
 
     Args:
         algorithm: How.
-        matrix: As for :func:`solve`: all rows that meet the same inputs.
+        matrix: As for :func:`solve`: rows that meet the same inputs.
         scheme: Bits, group size, symmetry and scale dtype.
         known: Statistics of its inputs.
 

@@ -96,11 +96,11 @@ class BudgetPass(Pass):
             raise ConfigError("evaluate and tolerated_drop belong together: give both")
 
     def prepare(self, context: QuantContext) -> None:
-        main = context.packers[context.scheme.target]
-        if getattr(main, "scales_inputs", False):
+        scaling = [one.algorithm.name for one in context.packers.values() if getattr(one, "scales_inputs", False)]
+        if scaling:
             raise ConfigError(
-                f"BudgetPass compares representations layer by layer, and algorithm {main.algorithm.name!r} changes "
-                "several layers at once: choose 'gptq', 'clip_search' or 'round_to_nearest'"
+                f"BudgetPass compares representations layer by layer, and algorithm {scaling[0]!r} changes several "
+                "layers at once: choose 'gptq', 'clip_search' or 'round_to_nearest'"
             )
         for layer in _weighed_layers(context):
             context.wanted_gradients.add(context.heard_at(layer))

@@ -153,7 +153,7 @@ def _measure_calls(
 
 
 def _on_own_inputs(packed: PackedLayer, layer: str, context: QuantContext) -> PackedLayer:
-    """The layer as it answers calls of the model as given: without factors that something else would divide inputs by."""
+    """The layer as it answers calls of the float model: without factors that something else divides inputs by."""
     scaled = {name for name in packed.weights if (layer, name) in context.rescaling.columns}
     if not scaled:
         return packed

@@ -25,7 +25,7 @@ class _Products:
         """Operations that write are seen as such."""
 
 
-class OriginWatch(ProductWatch):
+class OriginWatch(ProductWatch):  # type: ignore[no-untyped-call]  # torch's class hook has no annotations
     """While active, finds out what computes the inputs of weights.
 
     Enter it after other watches, so that it sees the model's operations only.
