@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from monoquant.algorithms.base import Needs, WeightAlgorithm
 from monoquant.algorithms.clean import InputStatistics, input_scale, solve
@@ -97,11 +98,36 @@ class Folder:
         if factors is None:
             return _NO_GAIN
         factors = self._representable(site, factors)
-        return self._worse(site, matrix, moments, factors) or self._write(site, factors)
+        obstacle = self._out_of_range(site, factors) or self._worse(site, matrix, moments, factors)
+        return obstacle or self._write(site, factors)
+
+    def _out_of_range(self, site: FoldSite, factors: Tensor) -> str:
+        """Whether a weight or a parameter would leave the range of its dtype or of its scales."""
+        fits = True
+        for key in (*site.weights, *site.parameters):
+            if key[1] not in self._context.weight_names(key[0]):
+                fits &= bool(torch.isfinite(self._divided(key, factors)).all())
+                continue
+            before = self._matrix(key).double()
+            by = factors.to(before)
+            after = before * by if key in site.weights else before / by.unsqueeze(1)
+            fits &= self._is_codable(before, after, self._context.original_weight(*key).dtype)
+        return "" if fits else "factors leave the range of what they are moved to, or of its scales"
+
+    def _is_codable(self, before: Tensor, after: Tensor, dtype: torch.dtype) -> bool:
+        """Whether scales of groups are neither too large nor, unless they were so before, too small."""
+        limits, most = torch.finfo(self._scheme.scale_dtype), self._scheme.max_code
+        width = self._scheme.width(after.shape[1])
+        old, new = (_ranges(matrix, width) / most for matrix in (before, after))
+        small = (new < limits.smallest_normal) & (old >= limits.smallest_normal)
+        return bool((new < min(limits.max, torch.finfo(dtype).max / most)).all()) and not bool(small.any())
+
+    def _matrix(self, key: Key) -> Tensor:
+        return self._context.packable(key[0]).forms[key[1]].to_matrix(self._context.weight(*key))
 
     def _sample(self, key: Key, members: int) -> Tensor:
         """Some rows of a weight, evenly spread: they tell what its columns need as well as all do."""
-        matrix = self._context.packable(key[0]).forms[key[1]].to_matrix(self._context.weight(*key))
+        matrix = self._matrix(key)
         return matrix[:: max(1, len(matrix) * members // _ROWS)]
 
     def _known(self, moments: Moments) -> InputStatistics:
@@ -171,6 +197,12 @@ class Folder:
     def _divided(self, key: Key, factors: Tensor) -> Tensor:
         held = self._parameter(key)
         return (held.double() / factors.to(held.device, torch.float64)).to(held.dtype)
+
+
+def _ranges(matrix: Tensor, width: int) -> Tensor:
+    """What the codes of each group must span; ``[rows, groups]``."""
+    padded = functional.pad(matrix, (0, -matrix.shape[1] % width)).view(len(matrix), -1, width)
+    return padded.amax(-1).clamp_min(0) - padded.amin(-1).clamp_max(0)
 
 
 def _findings(reasons: dict[Key, str]) -> Iterator[Finding]:

@@ -67,6 +67,11 @@ class _Computed:
     size: int
     readers: set[Key] = attrs.field(factory=set)
     flaw: str = ""
+    given_out: str = ""
+
+    def obstacle(self) -> str:
+        who = self.flaw or self.given_out
+        return f"{who} their inputs as well" if who else ""
 
 
 @attrs.define(eq=False)
@@ -147,15 +152,14 @@ class Origins:
             tracked = self._tracked.get(storage_of(one))
             for computed in () if tracked is None else tracked.computed:
                 if root or any(layer != module for layer, _ in computed.parameters):
-                    computed.flaw = f"module {module or '(root)'!r} gives out"
+                    computed.given_out = "the model gives out" if root else "a module that contains them gives out"
 
     def end_call(self) -> None:
         """Judge what was computed in one call of the model, and forget it."""
         for computed in self._computed:
             key, readers = tuple(computed.parameters), frozenset(computed.readers)
             site = self._sites.setdefault(key, _Site(key, readers))
-            if computed.flaw or site.readers != readers:
-                site.flaw = site.flaw or (f"{computed.flaw} their inputs as well" if computed.flaw else _CHANGING)
+            site.flaw = site.flaw or computed.obstacle() or ("" if site.readers == readers else _CHANGING)
         self._computed, self._tracked = {}, {}
 
     def found(self) -> FoldSites:

@@ -1,4 +1,4 @@
-"""Factors of inputs are moved only where the model computes what it did before: by observation, whatever computes it."""
+"""Factors of inputs are moved only where the model then computes what it did before."""
 
 from __future__ import annotations
 
@@ -117,8 +117,9 @@ def data(*shape: int, batches: int = 3, seed: int = 1) -> list[Tensor]:
 def context_of(model: nn.Module, batches: Any, *rules: Any, **options: Any) -> mq.QuantContext:
     """The context of a run with arbitrary factors."""
     algorithm, peek = options.pop("algorithm", AnyFactors()), Peek()
+    packing = mq.Int4PackPass(algorithm=algorithm, scale_dtype=options.pop("scale_dtype", torch.float32))
     passes = [mq.SkipSelectionPass(*rules), mq.CalibrationPass(batches, **options)]
-    mq.Quantizer([*passes, mq.Int4PackPass(algorithm=algorithm), peek]).run(model)
+    mq.Quantizer([*passes, packing, peek]).run(model)
     return peek.seen[0]
 
 
@@ -206,6 +207,20 @@ def test_any_positive_factors_leave_the_function_as_it_is(seed: int, spread: flo
         assert_same_function(model, context, data(7, WIDTH, seed=seed + 1)[0])
 
 
+@pytest.mark.parametrize("factor", [1e8, 1e-8])
+def test_factors_that_scales_cannot_hold_are_not_used(factor: float) -> None:
+    """Scales of float16 end at 65504 and 6e-5; those of float32 take more."""
+
+    class Extreme(AnyFactors):
+        def input_scale(self, problem: WeightProblem) -> Tensor | None:
+            return torch.full((problem.weight.shape[1],), factor)
+
+    context = context_of(Gated(), data(7, WIDTH), algorithm=Extreme(), scale_dtype=torch.float16)
+    assert not moved(context)
+    assert any("leave the range of what they are moved to" in reason for reason in reasons(context))
+    assert moved(context_of(Gated(), data(7, WIDTH), algorithm=Extreme())) == {"gate", "up", "down"}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_factors_are_what_the_norm_can_hold(dtype: torch.dtype) -> None:
     """In half precision the norm's weight is rounded, and weights take the factors that it was really divided by."""
@@ -259,7 +274,7 @@ class Odd(nn.Module):
         self.norm, self.linear, self.second = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 64), nn.Linear(WIDTH, 64)
         self.scratch = nn.Buffer(torch.zeros(WIDTH, WIDTH))
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor) -> Any:  # noqa: C901 - one way to go wrong per branch
         y = self.norm(x)
         if self.how == "in place":
             y.add_(1)
@@ -331,7 +346,9 @@ def test_what_a_module_gives_out_stays() -> None:
     model = nn.Sequential(body, nn.Linear(WIDTH, WIDTH), nn.Tanh())
     context = context_of(model, data(7, WIDTH))
     assert not moved(context)
-    assert any("module '0' gives out their inputs as well: '1'" in reason for reason in reasons(context))
+    assert any(
+        "a module that contains them gives out their inputs as well: '1'" in reason for reason in reasons(context)
+    )
     given_out = context_of(Odd(""), data(7, WIDTH), forward=lambda m, x: (m(x), m.norm(x)))
     assert not moved(given_out)
 
