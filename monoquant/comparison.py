@@ -78,7 +78,7 @@ class Comparison:
             context: Of the run; every layer must be packed. Takes the memory of one more quantized model.
         """
         twin = copy_without_weights(context.model, {name: context.weight_names(name) for name in context.packed})
-        convert_in_place(twin, context.packed)
+        convert_in_place(twin, context.packed, context.rescaling.parameters)
         data = Batches(self.data, self.num_samples or 1 << 62, self.select, self.forward, what="comparison")
         measure, total, rows, samples = self.measure, 0.0, 0, 0
         with undisturbed(context.model), undisturbed(twin):
