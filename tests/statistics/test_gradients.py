@@ -382,3 +382,21 @@ def test_the_first_float_is_searched_in_order(answer: Any, expected: Tensor | No
 def test_a_sensitivity_begins_with_nothing() -> None:
     """Sums."""
     assert Sensitivity() == Sensitivity(0.0, 0.0, 0)
+
+
+def test_classes_are_drawn_by_their_chances() -> None:
+    """As often as the model says, never one without a chance; rows are drawn apart."""
+    chances = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.25, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]]).repeat(4000, 1)
+    drawn = GradientProbe({})._drawn(chances).view(-1, 2)
+    shares = torch.bincount(drawn[:, 0], minlength=6) / 4000
+    assert torch.allclose(shares, chances[0], atol=0.03)
+    assert bool((shares[chances[0] == 0] == 0).all())
+    assert bool((drawn[:, 1] == 2).all())
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    """A direction drawn from them would mean nothing."""
+    model = nn.Linear(3, 4)
+    probe = GradientProbe({"": model})
+    with pytest.raises(ValueError, match="NaN"):
+        probe.probe(lambda: with_logits(model(torch.full((2, 3), float("nan")))))
