@@ -241,10 +241,11 @@ def test_rows_count_alike_where_no_gradient_is_known(squares: dict[str, list[Ten
     """None at all, one of another layer, of other calls, of vectors in another shape, or one that is zero."""
     collecting = weighed("a")
     for value in (1.0, 2.0):
-        collecting.receive(whole("a"), torch.full((2, COLUMNS), value), True, RowOrder((2,)))
+        rows = torch.tensor([[value], [3 * value]]).expand(2, COLUMNS)
+        collecting.receive(whole("a"), rows, True, RowOrder((2,)))
     collecting.weigh(squares)
     [found] = finish(collecting, "a")["a"]
-    assert (found.moments.rows, mean_of(found)) == (4, 1.5)
+    assert (found.moments.rows, mean_of(found)) == (4, 3.0)
 
 
 def test_rows_of_layers_that_share_inputs_count_for_all_of_them() -> None:
