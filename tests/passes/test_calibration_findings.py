@@ -126,6 +126,21 @@ def test_graphs_are_left_whole_in_every_wave() -> None:
     assert_same_codes(result, expected)
 
 
+def test_a_held_out_part_that_the_model_cannot_take_leaves_batches_whole() -> None:
+    """Although it can take the other part."""
+
+    class Wide(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) < 20:
+                raise ValueError("too few")
+            return super().forward(x)
+
+    result, found = calibrate(Wide(nn.Linear(FEATURES, 32)), [rows(40), rows(30, seed=1)], UNWEIGHTED)
+    assert told(result, "batches-not-cut") == [UNCUT]
+    assert result.report.calibration == mq.CalibrationFacts(samples=70, batches=2, held_out=30)
+    assert found["0"].moments.rows == 40
+
+
 def test_a_graph_of_more_nodes_than_samples_are_wanted_is_left_whole() -> None:
     """It is one batch, and used as it is; where nothing is fitted, too."""
     for algorithm in ("round_to_nearest", "gptq"):

@@ -271,15 +271,37 @@ def test_who_tells_of_another_number_of_calls_is_not_listened_to(calls: int) -> 
 
 def test_gradients_are_those_of_the_module_that_is_heard() -> None:
     """A weight that its owner multiplies is weighed by the owner's output, once for all weights that share rows."""
-    collecting = collector(*"abc", heard_at={"a": "owner", "b": "owner"})
+    collecting = collector(*"abcd", heard_at={"a": "owner", "b": "owner", "c": "c"})
     collecting.weighed = True
     inputs = of_values(torch.tensor([1.0, 3.0]))
-    for layer in "abc":
+    for layer in "abcd":
         receive(collecting, layer, inputs, RowOrder((2,)))
-    of_owner, of_other = torch.tensor([9.0, 0.0]), torch.tensor([0.0, 1.0])
-    collecting.weigh({"owner": [of_owner], "a": [of_other], "c": [of_other]})
-    assert float(finish(collecting, "a").moments.mean[0]) == 1
-    assert float(finish(collecting, "c").moments.mean[0]) == 1
+    of_others = torch.tensor([100.0, 0.0])
+    told = {"owner": torch.tensor([9.0, 0.0]), "c": torch.tensor([0.0, 16.0]), "a": of_others, "d": of_others}
+    collecting.weigh({name: [squares] for name, squares in told.items()})
+    for layer in "ad":
+        assert float(finish(collecting, layer).moments.mean[0]) == pytest.approx((3 * 1 + 4 * 3) / 7)
+
+
+def test_rows_are_shared_only_in_the_same_order() -> None:
+    """The very same tensor, of which one layer says what its rows are and another does not."""
+    collecting = collector(*"ab")
+    collecting.counted = torch.tensor([[True, True, False], [True, True, True]])
+    inputs = of_values(torch.arange(6.0))
+    receive(collecting, "a", inputs, RowOrder((2, 3)))
+    receive(collecting, "b", inputs, None)
+    assert [finish(collecting, layer).moments.rows for layer in "ab"] == [5, 6]
+    assert collecting.maybe_padded == {"b"}
+
+
+def test_rows_are_shared_only_under_the_same_mask() -> None:
+    """A tensor that stays the same from one batch to the next is masked by the mask of each."""
+    collecting = collector(*"ab")
+    inputs = of_values(torch.arange(6.0))
+    for layer, masked in (("a", 1), ("b", 3)):
+        collecting.counted = torch.arange(6).view(2, 3) >= masked
+        receive(collecting, layer, inputs, RowOrder((2, 3)))
+    assert [finish(collecting, layer).moments.rows for layer in "ab"] == [5, 3]
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
