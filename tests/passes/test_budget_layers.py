@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,7 @@ def test_layers_that_no_data_reached_stay_at_the_smallest(goal: dict[str, Any]) 
     result = quantize(Unreached(), batches(32, 96), **goal)
     (found,) = [finding for finding in result.report.findings if finding.code == "not-weighed"]
     assert (found.layer, found.severity) == ("idle", mq.Severity.INFO)
+    assert found.message == "Layers 'idle' met no calibration inputs, and take the smallest representation."
     assert chosen(result)["idle"] == FINE
     assert chosen(result)["called"] == mq.HalfScheme(torch.float16)
 
@@ -136,6 +138,69 @@ def test_a_goal_keeps_integer_inputs_where_they_were(activations: Any, head_firs
     plain = quantize(Language(head_first), TOKENS, bits=8, activations=activations)
     result = quantize(Language(head_first), TOKENS, bits=8, activations=activations, target_bits_per_weight=9)
     assert chosen(result) == chosen(plain)
+
+
+def not_weighed(result: mq.QuantResult) -> list[mq.Finding]:
+    return [finding for finding in result.report.findings if finding.code == "not-weighed"]
+
+
+def left_out(message: str, layer: str) -> mq.Finding:
+    return mq.Finding("not-weighed", mq.Severity.INFO, message, layer)
+
+
+LOOKED_UP = left_out(
+    "Layers 'embed' multiply nothing (rows are looked up): they are not weighed, and stay as planned.", "embed"
+)
+
+
+EVERYTHING = {"skip_layer_types": []}
+
+
+class Untied(Language):
+    """The same with a table of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(head_first=False)
+        self.out.weight = nn.Parameter(self.embed.weight.detach().flip(0))
+
+
+def test_tables_that_rows_are_looked_up_in_are_not_weighed() -> None:
+    """They stay as planned, a finding names them, and they count in no bits; the others share what there is."""
+    result = quantize(Untied(), TOKENS, target_bits_per_weight=16, **EVERYTHING)
+    assert not_weighed(result) == [LOOKED_UP]
+    assert [one.layer for one in result.report.tradeoff.layers] == ["up", "out"]
+    assert result.report.tradeoff.bits_per_weight == 16
+    assert chosen(result) == {"embed": FINE, "up": mq.HalfScheme(torch.float16), "out": mq.HalfScheme(torch.float16)}
+
+
+def test_a_model_of_nothing_but_tables_is_told_so_too() -> None:
+    """There is nothing to choose, and no trade-off."""
+    model = nn.Sequential(OrderedDict(embed=nn.Embedding(96, 64)))
+    result = quantize(model, TOKENS, target_bits_per_weight=9, **EVERYTHING)
+    assert not_weighed(result) == [LOOKED_UP]
+    assert result.report.tradeoff is None
+    assert chosen(result) == {"embed": FINE}
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+@pytest.mark.parametrize("head_first", [False, True])
+def test_tied_layers_that_differ_are_not_weighed(head_first: bool, activations: Any) -> None:
+    """One quantizes its inputs and the other has none; both are named, in the order of the model."""
+    result = quantize(Language(head_first), TOKENS, bits=8, activations=activations, target_bits_per_weight=9)
+    first, second = ("out", "embed") if head_first else ("embed", "out")
+    message = f"Layers '{first}', '{second}' share a weight, and are represented in different ways"
+    assert not_weighed(result) == [left_out(f"{message}: they are not weighed, and stay as planned.", first)]
+    assert [one.layer for one in result.report.tradeoff.layers] == ["up"]
+    assert result.model.embed.packed_weight is result.model.out.packed_weight
+
+
+def test_a_table_that_a_head_multiplies_is_weighed() -> None:
+    """With the head, by what the head meets; nobody is told anything, as of a model without tables."""
+    result = quantize(Language(head_first=False), TOKENS, target_bits_per_weight=16, **EVERYTHING)
+    assert not_weighed(result) == []
+    assert [one.layer for one in result.report.tradeoff.layers] == ["embed", "out", "up"]
+    assert set(chosen(result).values()) == {mq.HalfScheme(torch.float16)}
+    assert not_weighed(quantize(target_bits_per_weight=6)) == []
 
 
 @pytest.mark.parametrize("activations", [None, "dynamic", "static"])

@@ -72,9 +72,11 @@ def test_without_other_passes_groups_are_all_there_is() -> None:
 
 def test_a_budget_behind_the_packing_pass_is_refused() -> None:
     """When the pipeline is built: there is nothing to choose any more."""
-    steps = [mq.SkipSelectionPass.from_options(), mq.CalibrationPass(DATA), mq.Int4PackPass(), mq.BudgetPass()]
-    with pytest.raises(mq.ConfigError, match="BudgetPass"):
-        mq.Quantizer(steps)
+    head, pack = [mq.SkipSelectionPass.from_options(), mq.CalibrationPass(DATA)], [mq.Int4PackPass(), mq.HalfCastPass()]
+    for steps in ([*head, *pack, mq.BudgetPass()], [*head, pack[0], mq.BudgetPass(), pack[1]]):
+        with pytest.raises(mq.ConfigError, match="BudgetPass stands behind PackPass: move it before"):
+            mq.Quantizer(steps)
+    mq.Quantizer([*head, mq.BudgetPass(), *pack])
 
 
 def test_a_budget_needs_a_calibration() -> None:

@@ -183,6 +183,24 @@ def test_a_function_that_is_never_content_gets_the_best_and_a_critical_finding()
     assert {scheme.target for scheme in chosen(result).values()} == {"float16"}
 
 
+@pytest.mark.parametrize("content", [True, False])
+def test_a_choice_of_one_is_evaluated_once(content: bool) -> None:
+    """Where layers have one representation only, it is not tried again; a finding says if it fails."""
+    calls: list[float] = []
+
+    def evaluate(_model: nn.Module) -> float:
+        calls.append(0.0 if content else -float(len(calls)))
+        return calls[-1]
+
+    goal = mq.BudgetPass(evaluate=evaluate, tolerated_drop=0.5, group_sizes=())
+    steps = [mq.SkipSelectionPass.from_options(), mq.CalibrationPass(DATA), goal, mq.Int4PackPass()]
+    report = mq.Quantizer(steps).run(Net()).report
+    assert len(report.tradeoff.curve) == 1
+    assert [one.accepted for one in report.tradeoff.evaluations] == [True, content]
+    assert len(calls) == 2
+    assert [finding.code == "drop-not-met" for finding in report.findings].count(True) == (not content)
+
+
 def test_the_gate_fails_a_build_whose_drop_is_not_met(unchanged: Any) -> None:
     """With accuracy_warning='error', and the model is left alone."""
     model = Net()
