@@ -219,6 +219,29 @@ def test_layers_that_may_be_fitted_to_padding_are_named(algorithm: WeightAlgorit
     assert {layer: one.moments.rows for layer, one in found.items()} == counts
 
 
+def test_a_forward_of_ones_own_may_take_rows_in_another_order() -> None:
+    """A mask over rows in the wrong order would leave data out and padding in."""
+
+    class StepsFirst(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input.transpose(0, 1)).transpose(0, 1)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = StepsFirst(FEATURES, 48)
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.up(x)
+
+    batch = padded_batch(2)
+    result, found = calibrate(Model(), [batch])
+    assert told(result, "padding-counted") == [padding_counted("up")]
+    everything = batch["x"][: fitted(40)].flatten(0, 1).square().mean(0)
+    assert not found["up"].moments.weighted
+    torch.testing.assert_close(found["up"].moments.importance, everything)
+
+
 def test_without_padding_nobody_is_warned_of_it() -> None:
     """Whatever the model does with positions."""
     assert told(calibrate(Sequences(), [padded_batch(0)])[0], "padding-counted") == []

@@ -1,4 +1,4 @@
-"""Biases that may make up for a weight's error: those that a module adds as torch's own class does, and no others."""
+"""Biases and orders of rows are known of modules that compute as torch's own classes do, and of no others."""
 
 from __future__ import annotations
 
@@ -56,15 +56,16 @@ each = pytest.mark.parametrize("kind", KINDS)
 def test_the_bias_of_a_known_class_is_its_own(kind: str) -> None:
     """And that of a subclass which computes the same."""
     adapter, make, known, sizes, weight, bias = KINDS[kind]
-    assert adapter.bias_of(make(*sizes), weight) == bias
     quiet = type("Quiet", (known,), {"remark": "computes the same"})
-    assert adapter.bias_of(quiet(*sizes), weight) == bias
+    for module in (make(*sizes), quiet(*sizes)):
+        assert adapter.bias_of(module, weight) == bias
+        assert adapter.row_order(module) == (None if isinstance(adapter, ConvolutionAdapter) else "kept")
 
 
 @each
 @pytest.mark.parametrize("own", ["of the class", "of a class above", "of the instance", "called"])
 def test_who_computes_otherwise_may_add_it_otherwise(kind: str, own: str) -> None:
-    """A forward of one's own may scale the product, or leave the bias out."""
+    """A forward of one's own may scale the product, leave the bias out, or take rows in another order."""
     adapter, _, known, sizes, weight, _ = KINDS[kind]
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -77,6 +78,7 @@ def test_who_computes_otherwise_may_add_it_otherwise(kind: str, own: str) -> Non
     if own == "of the instance":
         module.forward = forward.__get__(module)
     assert adapter.bias_of(module, weight) is None
+    assert adapter.row_order(module) is None
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "Conv1D"])
