@@ -159,14 +159,13 @@ def _split(whole: Part, before: int | None) -> Iterator[Part]:
     size = whole.samples
     apart = (before + size + HELD_OUT_OF - 2) // HELD_OUT_OF - (before + HELD_OUT_OF - 2) // HELD_OUT_OF
     cut = size - apart
+    is_cut = whole.is_cut or 0 < apart < size
     if cut:
         fitted_to = samples_of(whole.content, 0, cut) if apart else whole.content
-        yield attrs.evolve(
-            whole, content=fitted_to, samples=cut, ends_batch=not apart, is_cut=whole.is_cut or bool(apart)
-        )
+        yield attrs.evolve(whole, content=fitted_to, samples=cut, ends_batch=not apart, is_cut=is_cut)
     if apart:
         content = samples_of(whole.content, cut, size)
-        yield attrs.evolve(whole, content=content, samples=apart, held_out=True, is_cut=whole.is_cut or bool(cut))
+        yield attrs.evolve(whole, content=content, samples=apart, held_out=True, is_cut=is_cut)
 
 
 def require_batches(data: Any, what: str) -> None:
