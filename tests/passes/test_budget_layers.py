@@ -194,6 +194,20 @@ def test_tied_layers_that_differ_are_not_weighed(head_first: bool, activations: 
     assert result.model.embed.packed_weight is result.model.out.packed_weight
 
 
+def test_nothing_is_collected_for_what_is_not_weighed() -> None:
+    """Statistics of a head that stays as planned would fill memory for nobody."""
+    found: list[str] = []
+
+    class Peek(mq.Pass):
+        def run(self, context: mq.QuantContext) -> None:
+            found.extend(layer for layer, _ in context.wanted_moments)
+
+    goal, pack = mq.BudgetPass(target_bits_per_weight=9), mq.Int8PackPass(activations="dynamic")
+    steps = [mq.SkipSelectionPass(), mq.CalibrationPass(TOKENS), goal, pack, mq.HalfCastPass(), Peek()]
+    mq.Quantizer(steps).run(Language(head_first=True))
+    assert found == ["up"]
+
+
 def test_a_table_that_a_head_multiplies_is_weighed() -> None:
     """With the head, by what the head meets; nobody is told anything, as of a model without tables."""
     result = quantize(Language(head_first=False), TOKENS, target_bits_per_weight=16, **EVERYTHING)
