@@ -141,6 +141,21 @@ def test_a_held_out_part_that_the_model_cannot_take_leaves_batches_whole() -> No
     assert found["0"].moments.rows == 40
 
 
+def test_what_was_heard_of_a_held_out_part_is_forgotten() -> None:
+    """The batch that is fitted to whole is what outputs are measured on, for lack of another."""
+
+    class Wide(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            answer = super().forward(x)
+            if len(x) < 20:
+                raise ValueError("too few")
+            return answer
+
+    result, _ = calibrate(Wide(nn.Linear(FEATURES, 32)), [rows(40)], UNWEIGHTED)
+    assert [record.sample_rows for record in result.report.layers] == [40]
+    assert [finding.layer for finding in told(result, "measured-on-fitted")] == ["0"]
+
+
 def test_a_graph_of_more_nodes_than_samples_are_wanted_is_left_whole() -> None:
     """It is one batch, and used as it is; where nothing is fitted, too."""
     for algorithm in ("round_to_nearest", "gptq"):
