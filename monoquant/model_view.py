@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import attrs
-import torch
 from torch import Tensor, nn
 
 from monoquant.adapters.base import Obstacle
@@ -231,7 +230,7 @@ class ModelView:
         """How many modules hold each parameter, however many objects it is."""
         if not self._held:
             owned = (one for module in self.model.modules() for one in module._parameters.values() if one is not None)
-            self._held.update(tensor_identity(one) for one in owned if one.layout == torch.strided)
+            self._held.update(tensor_identity(one) for one in owned)
         return self._held
 
     def _shares_inputs_with_another(self, layer: str, name: str) -> bool:
