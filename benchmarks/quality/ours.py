@@ -18,9 +18,9 @@ import monoquant as mq
 
 VERSION = f"monoquant {mq.__version__}"
 FEW_TOKENS = 64
-FEW_WINDOWS = 12
+WINDOWS = {"all": 48, "half": 24, "few": 12}
 SIZE = 8
-Data = Literal["all", "few", "random"]
+Data = Literal["all", "half", "few", "random"]
 Quality = Literal["fast", "balanced", "best"]
 
 
@@ -119,8 +119,7 @@ def _random(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _windows(data: Data) -> list[torch.Tensor]:
-    count = FEW_WINDOWS if data == "few" else 48
-    return smollm2.batches(smollm2.windows(texts.calibration_text(), count, 128), SIZE)
+    return smollm2.batches(smollm2.windows(texts.calibration_text(), WINDOWS[data], 128), SIZE)
 
 
 def _minilm() -> Iterator[tuple[str, Setting]]:
@@ -138,7 +137,8 @@ def _smollm2() -> Iterator[tuple[str, Setting]]:
     for quality in ("fast", "balanced", "best"):
         yield f"{quality} g128", Setting(quality)  # type: ignore[arg-type]
     yield "awq g128", Setting("best", options={"algorithm": "awq"})
-    yield f"best g32, {FEW_WINDOWS} x 128 tokens", Setting("best", 32, "few")
+    yield f"best g128, {WINDOWS['half']} x 128 tokens", Setting("best", data="half")
+    yield f"best g32, {WINDOWS['few']} x 128 tokens", Setting("best", 32, "few")
     for bits in (4.25, 4.75):
         yield f"best, {bits} bits", Setting("best", options={"target_bits_per_weight": bits})
 
