@@ -82,8 +82,15 @@ def _with_built_in_last(entries: Iterable[Registered[ModuleAdapter]]) -> tuple[R
     return (*added, *(Registered(adapter, BUILT_IN) for adapter in BUILT_IN_ADAPTERS))
 
 
-def _built_in_as_given(entries: Iterable[Registered[T]]) -> tuple[Registered[T], ...]:
-    # Built-in values that are asked for by name are listed from the plain to the refined.
+def built_in_as_given(entries: Iterable[Registered[T]]) -> tuple[Registered[T], ...]:
+    """Built-in entries first, in their own order, which lists them from the plain to the refined; others as above.
+
+    Args:
+        entries: In any order.
+
+    Raises:
+        ConfigError: For values without an origin.
+    """
     entries = tuple(entries) if isinstance(entries, Iterable) else entries
     in_order = in_one_order(entries)
     return (
@@ -133,6 +140,7 @@ def _article(what: str) -> str:
 
 
 RESERVED_ALGORITHMS = ("auto",)
+_HINT = "; a Quantizer asks those in its registry, such as PluginManager().registry(scheme)"
 
 
 def _unique_algorithms(_instance: Any, _attribute: Any, entries: tuple[Registered[WeightAlgorithm], ...]) -> None:
@@ -175,12 +183,12 @@ class Registry:
     adapters: tuple[Registered[ModuleAdapter], ...] = attrs.field(default=(), converter=_with_built_in_last)
     algorithms: tuple[Registered[WeightAlgorithm], ...] = attrs.field(
         default=tuple(Registered(one, BUILT_IN) for one in ALGORITHMS),
-        converter=_built_in_as_given,
+        converter=built_in_as_given,
         validator=_unique_algorithms,
     )
     observers: tuple[Registered[ObserverKind], ...] = attrs.field(
         default=tuple(Registered(one, BUILT_IN) for one in BUILT_IN_OBSERVERS),
-        converter=_built_in_as_given,
+        converter=built_in_as_given,
         validator=_unique_observers,
     )
     passes: tuple[Registered[Any], ...] = attrs.field(default=(), converter=in_one_order)  # Pass is on a higher floor
@@ -198,7 +206,7 @@ class Registry:
             ConfigError: For a name that nothing is registered under.
         """
         name = given.name if isinstance(given, NamedAlgorithm) else given
-        return chosen("algorithm", name, WeightAlgorithm, self.algorithms, self.plugins, self.blocked)  # type: ignore[type-abstract]
+        return chosen("algorithm", name, WeightAlgorithm, self.algorithms, self.plugins, self.blocked, _HINT)  # type: ignore[type-abstract]
 
     def observer(self, given: str | ObserverKind) -> ObserverKind:
         """The kind of range observer that a caller means.
@@ -209,7 +217,7 @@ class Registry:
         Raises:
             ConfigError: For a name that nothing is registered under.
         """
-        return chosen("observer", given, ObserverKind, self.observers, self.plugins, self.blocked)
+        return chosen("observer", given, ObserverKind, self.observers, self.plugins, self.blocked, _HINT)
 
 
 def chosen(
@@ -219,6 +227,7 @@ def chosen(
     entries: Iterable[Registered[T]],
     plugins: Iterable[Origin],
     blocked: Iterable[Origin],
+    hint: str = "",
 ) -> T:
     """A registered value by its name, or the caller's own.
 
@@ -229,6 +238,7 @@ def chosen(
         entries: What there is.
         plugins: Who was asked, for the error.
         blocked: Who was not, for the error.
+        hint: What else might help, for the error.
 
     Raises:
         ConfigError: For anything else.
@@ -241,8 +251,8 @@ def chosen(
     asked, left_out = (", ".join(map(str, origins)) or "none" for origins in (plugins, blocked))
     raise ConfigError(
         f"{option}={given!r}: give one of {', '.join(map(repr, known))}, or an instance of {_article(kind.__name__)}; "
-        f"plugins asked for more: {asked}; blocked: {left_out}. If a plugin brings it, install it and do not block it; "
-        "a Quantizer asks those in its registry, such as PluginManager().registry(scheme)"
+        f"plugins asked for more: {asked}; blocked: {left_out}. If a plugin brings it, install it and do not block it"
+        f"{hint}"
     )
 
 

@@ -19,7 +19,15 @@ from monoquant.hooks.asking import Plugin
 from monoquant.hooks.verifying import hooks_of, problems_of
 from monoquant.passes.base import Pass
 from monoquant.ranges import ObserverKind
-from monoquant.registry import RESERVED_ALGORITHMS, PassWatcher, Registered, Registry, in_one_order, name_problems
+from monoquant.registry import (
+    RESERVED_ALGORITHMS,
+    PassWatcher,
+    Registered,
+    Registry,
+    built_in_as_given,
+    in_one_order,
+    name_problems,
+)
 from monoquant.report.reporters import Reporter
 from monoquant.rules import SkipRule
 from monoquant.values import BUILT_IN, AnyScheme, Origin, Scheme
@@ -244,7 +252,7 @@ class PluginManager:
         Raises:
             PluginError: As :meth:`registry`.
         """
-        return in_one_order(self._ask([_EXPORTERS])[_EXPORTERS])
+        return built_in_as_given(self._ask([_EXPORTERS])[_EXPORTERS])
 
     def reporters(self) -> tuple[Registered[Reporter], ...]:
         """Ask every plugin, once, for forms of the report; monoquant's own come first.
@@ -252,7 +260,7 @@ class PluginManager:
         Raises:
             PluginError: As :meth:`registry`.
         """
-        return in_one_order(self._ask([_REPORTERS])[_REPORTERS])
+        return built_in_as_given(self._ask([_REPORTERS])[_REPORTERS])
 
     def _ask(self, hooks: Iterable[str], **arguments: Any) -> dict[str, tuple[Registered[Any], ...]]:
         problems: list[PluginError] = []
