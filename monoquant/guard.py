@@ -5,16 +5,28 @@ Changes are seen where that is cheap: which objects the context holds, and wheth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 
 from monoquant.context import QuantContext
 from monoquant.values import Decision, Finding
 
 WORKING = ("requires", "run", "ensures")
+Parameters = Sequence[tuple[str, Tensor]]
+
+_FIELDS = tuple(field.name for field in attrs.fields(QuantContext) if field.metadata.get("phase"))
+
+
+def watchable(model: nn.Module) -> Parameters:
+    """Parameters by name, without those that were made in inference mode: nothing counts what is written to them.
+
+    Args:
+        model: Any module.
+    """
+    return [(name, one) for name, one in model.named_parameters() if not one.is_inference()]
 
 
 @attrs.frozen(eq=False)
@@ -23,20 +35,21 @@ class Guard:
 
     Args:
         context: The context.
+        parameters: Those of the model that can be watched, as :func:`watchable` finds them.
     """
 
     context: QuantContext
+    parameters: Parameters
     _held: Mapping[str, Any] = attrs.field(init=False)
-    _versions: tuple[tuple[str, Tensor, int], ...] = attrs.field(init=False)
+    _versions: tuple[int, ...] = attrs.field(init=False)
 
     @_held.default
     def _hold(self) -> Mapping[str, Any]:
-        return {field.name: _shallow(getattr(self.context, field.name)) for field in _guarded_fields()}
+        return {name: _shallow(getattr(self.context, name)) for name in _FIELDS}
 
     @_versions.default
-    def _see_versions(self) -> tuple[tuple[str, Tensor, int], ...]:
-        parameters = self.context.model.named_parameters()
-        return tuple((name, one, one._version) for name, one in parameters if not one.is_inference())
+    def _see_versions(self) -> tuple[int, ...]:
+        return tuple(parameter._version for _, parameter in self.parameters)
 
     def written_by_watcher(self) -> str:
         """What was changed although nothing may be.
@@ -93,11 +106,8 @@ class Guard:
             yield f"decided on layer {added[0]!r} too late: decide in plan()"
 
     def _written_parameters(self) -> list[str]:
-        return [f"parameter {name!r} of the model" for name, one, version in self._versions if one._version != version]
-
-
-def _guarded_fields() -> Iterator[attrs.Attribute[Any]]:
-    return (field for field in attrs.fields(QuantContext) if field.metadata.get("phase"))
+        pairs = zip(self.parameters, self._versions, strict=True)
+        return [f"parameter {name!r} of the model" for (name, one), before in pairs if one._version != before]
 
 
 def _field_named(name: str) -> attrs.Attribute[Any]:
@@ -117,21 +127,24 @@ def _refusal(field: attrs.Attribute[Any], kinds: set[str], phase: str) -> str:
 
 
 def _shallow(value: Any) -> Any:
-    """The objects that a container holds now, one level of lists inside dicts included."""
+    """The objects that a container holds now, those of lists in dicts included."""
     if isinstance(value, dict):
-        return {key: _shallow(item) for key, item in value.items()} if value else {}
+        lists = any(isinstance(item, list) for item in value.values())
+        return {key: tuple(item) for key, item in value.items()} if lists else dict(value)
     if isinstance(value, list):
         return tuple(value)
     return frozenset(value) if isinstance(value, set) else value
 
 
 def _same(one: Any, other: Any) -> bool:
+    # Identity, because tensors have no plain equality; flags, texts and frozen sets of names have.
+    if one is other:
+        return True
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(item, other[key]) for key, item in one.items())
+        return list(one) == list(other) and all(map(_same, one.values(), other.values()))
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(_same, one, other))
-    # Identity, because tensors have no plain equality; flags, texts and frozen sets of names have.
-    return one is other or (isinstance(one, (bool, str, int, frozenset)) and one == other)
+    return isinstance(one, (bool, str, int, frozenset)) and bool(one == other)
 
 
 def _is_refined(before: Decision, now: Decision) -> bool:

@@ -8,7 +8,7 @@ import attrs
 
 from monoquant.context import QuantContext
 from monoquant.errors import PassError, PluginError
-from monoquant.guard import WORKING, Guard
+from monoquant.guard import WORKING, Guard, Parameters, watchable
 from monoquant.passes.base import Pass
 from monoquant.passes.order import Step, name_of
 from monoquant.registry import PassWatcher, Registered
@@ -28,6 +28,11 @@ class Stepper:
 
     steps: tuple[Step, ...]
     context: QuantContext
+    _parameters: Parameters = attrs.field(init=False)
+
+    @_parameters.default
+    def _watchable(self) -> Parameters:
+        return watchable(self.context.model)
 
     def each(self, phase: str) -> None:
         """Call one method of every pass.
@@ -69,7 +74,7 @@ class Stepper:
         if getattr(kind, phase) is getattr(Pass, phase):
             return  # nothing was overridden, so there is nothing to call
         context.forget_current_layer()
-        before = Guard(context)
+        before = self._guard()
         try:
             getattr(step.value, phase)(context)
             problem = before.written_by_pass(kind.__mro__, phase)
@@ -78,6 +83,9 @@ class Stepper:
         except Exception as error:
             error.add_note(self._where(phase, index))
             raise
+
+    def _guard(self) -> Guard:
+        return Guard(self.context, self._parameters)
 
     def _where(self, phase: str, index: int) -> str:
         step = self.steps[index]
@@ -102,7 +110,7 @@ class Stepper:
         """Tell every watcher, also when one of them fails."""
         for watcher in self.context.registry.watchers:
             who = f"plugin {watcher.origin}: monoquant_{moment}_pass"
-            before = Guard(self.context)
+            before = self._guard()
             try:
                 call(watcher.value)
             except Exception as error:

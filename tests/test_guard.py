@@ -14,7 +14,7 @@ from torch import nn
 
 import monoquant as mq
 from monoquant.context import QuantContext
-from monoquant.guard import Guard
+from monoquant.guard import Guard, watchable
 from monoquant.observers import InputRange
 from monoquant.ranges import BUILT_IN_OBSERVERS
 from monoquant.source import inventory
@@ -200,7 +200,7 @@ def test_watchers_may_change_nothing() -> None:
     """Not even what passes may."""
     model = build()
     context = QuantContext(model, mq.Scheme(), inventory(model), mq.Registry())
-    guard = Guard(context)
+    guard = Guard(context, watchable(model))
     assert guard.written_by_watcher() == ""
     context.report([FINDING])
     context.want("0", REQUEST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -33,6 +33,11 @@ class Plugin:
     label: str
     origin: Origin
     hooks: Mapping[str, Callable[..., Any]]
+    _takes: Mapping[str, Collection[str]] = attrs.field(init=False)
+
+    @_takes.default
+    def _read_signatures(self) -> Mapping[str, Collection[str]]:
+        return {hook: inspect.signature(function).parameters for hook, function in self.hooks.items()}
 
     def members(self, hook: str, kind: type[T], arguments: Mapping[str, Any], trace: Trace | None) -> list[T]:
         """Ask for what it contributes.
@@ -74,7 +79,7 @@ class Plugin:
             Exception: What it raises.
         """
         function = self.hooks[hook]
-        takes = inspect.signature(function).parameters
+        takes = self._takes[hook]
         start = time.perf_counter()
         try:
             answer = read(function(**{name: value for name, value in arguments.items() if name in takes}))
