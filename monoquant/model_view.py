@@ -70,7 +70,11 @@ class ModelView:
         """
         if layer not in self._examined:
             adapters = [entry.value for entry in self.registry.adapters]
-            self._examined[layer] = examine(self.module(layer), adapters)
+            try:
+                self._examined[layer] = examine(self.module(layer), adapters)
+            except Exception as error:
+                error.add_note(f"raised on layer {layer!r}")
+                raise
         return self._examined[layer]
 
     def packable(self, layer: str) -> Packable:

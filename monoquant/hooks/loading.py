@@ -141,12 +141,11 @@ def _from_file(path: Path) -> Source:
             f"{text!r} is no plugin: give the path of a .py file, a module or an object, or 'no:NAME' to block one; "
             "installed plugins take part by themselves"
         )
-    code = path.read_bytes() if path.is_file() else b""
-    digest = hashlib.sha256(code).hexdigest()[:12]
+    if not path.is_file():
+        return Source(text, Origin(text), lambda: _missing(text))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
     def load() -> object:
-        if not path.is_file():
-            raise PluginError(f"plugin {text}: there is no such file; give the path of a .py file")
         try:
             return _executed(path, f"monoquant_plugin_{digest}")
         except (Exception, SystemExit) as error:
@@ -156,6 +155,10 @@ def _from_file(path: Path) -> Source:
 
     # A file has no version, and what it held is what a report should tell.
     return Source(text, Origin(text, f"sha256:{digest}"), load)
+
+
+def _missing(path: str) -> object:
+    raise PluginError(f"plugin {path}: there is no such file; give the path of a .py file")
 
 
 def _executed(path: Path, name: str) -> ModuleType:
