@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from monoquant.adapters.base import Obstacle
 from monoquant.context import QuantContext
 from monoquant.conversion import convert_in_place, copy_without_weights
-from monoquant.errors import ConfigError, InputError, require_flag
+from monoquant.errors import ConfigError, InputError, PassError, require_flag
 from monoquant.modules.tensor_holder import hold
 from monoquant.passes.base import Pass
-from monoquant.passes.order import Pipeline, pipeline
+from monoquant.passes.order import Pipeline, Step, name_of, pipeline
 from monoquant.passes.pack import PackPass
 from monoquant.registry import Registered, Registry
 from monoquant.report import QuantizationInfo, QuantReport, Tradeoff
@@ -81,8 +81,7 @@ class Quantizer:
     @_pipeline.default
     def _ordered(self) -> Pipeline:
         found = pipeline(self.passes, self.registry.passes)
-        bound = (Registered(step.value.bound(self.registry), step.origin) for step in found.steps)
-        return attrs.evolve(found, steps=tuple(bound))
+        return attrs.evolve(found, steps=tuple(_bound(step, self.registry) for step in found.steps))
 
     @property
     def scheme(self) -> AnyScheme:
@@ -180,6 +179,13 @@ class Quantizer:
             context.decide(_left_alone(layer.name, context))
         context.close_plan()
         return context
+
+
+def _bound(step: Step, registry: Registry) -> Step:
+    bound: object = step.value.bound(registry)
+    if not isinstance(bound, Pass):
+        raise PassError(f"{name_of(step.value)}.bound returned {bound!r}: return self, or another pass in its place")
+    return Registered(bound, step.origin)
 
 
 def _blocked(registry: Registry) -> list[Finding]:

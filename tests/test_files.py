@@ -228,6 +228,18 @@ def test_a_reporter_that_raises_is_named(result: mq.QuantResult) -> None:
     assert caught.value.__notes__ == ["raised by the reporter 'lines' of Plugin 2.0"]
 
 
+@pytest.mark.parametrize("suffixes", [".own", [".own"], (3,), None])
+def test_ends_that_are_no_tuple_are_refused(result: mq.QuantResult, tmp_path: Path, suffixes: Any) -> None:
+    """A text would be taken for its letters."""
+
+    class Wrong(Own):
+        pass
+
+    Wrong.suffixes = suffixes
+    with pytest.raises(mq.PluginError, match=r"^plugin Plugin 2\.0: its exporter Wrong\(\) has suffixes=.*a tuple"):
+        mq.save(result, tmp_path / "a.own", plugins=manager([Wrong()]))
+
+
 def test_formats_read_as_their_classes() -> None:
     """In errors and traces."""
     assert (repr(Own()), repr(Lines())) == ("Own()", "Lines()")

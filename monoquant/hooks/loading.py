@@ -84,7 +84,7 @@ def given(plugin: Any) -> Source:
     """
     if isinstance(plugin, (str, os.PathLike)):
         return _from_file(Path(plugin))
-    name = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__name__
+    name = plugin.__name__ if isinstance(plugin, (ModuleType, type)) else type(plugin).__name__
     found = getattr(plugin, "__version__", None)
     return Source(name, Origin(name, found if isinstance(found, str) else None), lambda: plugin)
 

@@ -157,7 +157,7 @@ class PluginManager:
             raise PluginError(f"{who}: {'; '.join(problems)}")
         try:
             self._manager.register(plugin, name=name)
-        except (pluggy.PluginValidationError, ValueError) as error:
+        except (pluggy.PluginValidationError, ValueError, Warning) as error:  # warnings may have been made errors
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             raise PluginError(f"{who}: {error}") from error
@@ -311,7 +311,14 @@ def _active(name: str, plugin: Plugin, problems: list[str]) -> PluginInfo:
 def _name_problems(hook: str, entries: Iterable[Registered[Any]]) -> list[tuple[str, tuple[Origin, ...]]]:
     if hook not in _NAMED:
         return []
-    return name_problems(_NAMED[hook], in_one_order(entries), RESERVED_ALGORITHMS if hook == _ALGORITHMS else ())
+    what, entries = _NAMED[hook], in_one_order(entries)
+    problems = name_problems(what, entries, RESERVED_ALGORITHMS if hook == _ALGORITHMS else ())
+    for entry in entries:
+        ends = getattr(entry.value, "suffixes", ())
+        if not isinstance(ends, tuple) or not all(isinstance(end, str) for end in ends):
+            text = f"plugin {entry.origin}: its {what} {entry.value!r} has suffixes={ends!r}; give a tuple of texts"
+            problems.append((text, (entry.origin,)))
+    return problems
 
 
 def _by_name(origins: Iterable[Origin]) -> tuple[Origin, ...]:
@@ -320,7 +327,8 @@ def _by_name(origins: Iterable[Origin]) -> tuple[Origin, ...]:
 
 def _raise_together(errors: list[PluginError]) -> None:
     if len(errors) == 1:
-        raise errors[0]
+        way_out = f"all else works without it: repair it, or block it by name in {control.BLOCK}"
+        raise PluginError(f"{errors[0]}\n{way_out}") from errors[0].__cause__
     if errors:
         listed = "\n".join(f"- {error}" for error in errors)
         way_out = f"all else works without them: repair them, or block them by name in {control.BLOCK}"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import monoquant as mq
+from monoquant.hooks import specs
 
 RULES = "monoquant_register_skip_rules"
 SKIPPING = """
@@ -105,7 +106,7 @@ def test_files_are_executed_only_when_they_are_asked_for(rules: Path, monkeypatc
     monkeypatch.setenv("MONOQUANT_PLUGINS", "on")
     assert skipped() == []
     assert [info.status for info in mq.list_plugins(["no:" + rules.as_posix(), rules])] == ["blocked"]
-    expected = rf"^plugin {rules.as_posix()}: it cannot be imported \(RuntimeError: executed\); repair the file$"
+    expected = rf"^plugin {rules.as_posix()}: it cannot be imported \(RuntimeError: executed\); repair the file\n"
     with pytest.raises(mq.PluginError, match=expected):
         skipped([rules])
 
@@ -150,6 +151,23 @@ def test_a_file_that_is_given_twice_is_told(rules: Path) -> None:
     """Its rules would be asked twice."""
     with pytest.raises(mq.PluginError, match=r"another plugin is called .* already; remove one of them"):
         skipped([rules, rules])
+
+
+@pytest.mark.parametrize("hook", specs.hook_names())
+def test_a_plugin_of_any_kind_is_recorded(hook: str) -> None:
+    """Whatever it brings, the report names it."""
+    brings = hook.startswith("monoquant_register_")
+    members = {hook: mq.hookimpl(lambda _: [] if brings else None), "__version__": "2.0"}
+    result = mq.quantize(build(), accuracy_warning="ignore", plugins=[type("Only", (), members)()])
+    assert ("Only", "2.0") in result.report.versions
+    assert "with monoquant" in str(result.report)
+    assert "Only 2.0" in str(result.report)
+
+
+def test_a_class_is_told_by_its_name() -> None:
+    """It is what was given, and an instance was wanted."""
+    with pytest.raises(mq.PluginError, match=r"^plugin Plugin 3\.2: Plugin is a class; register a module or an"):
+        skipped([Plugin])
 
 
 @pytest.mark.parametrize("value", ["off", "0", "FALSE", " no "])

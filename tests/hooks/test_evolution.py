@@ -76,6 +76,13 @@ def test_a_retired_argument_warns_those_that_ask_for_it(monkeypatch: pytest.Monk
     with pytest.warns(DeprecationWarning, match=r"scheme is gone in 0\.3"):
         assert rules_of(OldPlugin()) == [mq.NameRule("old")]
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        manager = mq.PluginManager(discover=False)
+        with pytest.raises(mq.PluginError, match=r"^plugin strict: scheme is gone in 0\.3: ask the layer$"):
+            manager.register(OldPlugin(), mq.Origin("strict"))
+        assert manager.registry(SCHEME) == mq.Registry()  # nothing of it stays where warnings are errors
+
     class Frugal:
         @mq.hookimpl
         def monoquant_register_skip_rules(self) -> Iterable[mq.SkipRule]:
