@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 import sys
@@ -143,11 +142,12 @@ def _from_file(path: Path) -> Source:
         )
     if not path.is_file():
         return Source(text, Origin(text), lambda: _missing(text))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    code = path.read_bytes()
+    digest = hashlib.sha256(code).hexdigest()[:12]
 
     def load() -> object:
         try:
-            return _executed(path, f"monoquant_plugin_{digest}")
+            return _executed(path, code, f"monoquant_plugin_{digest}")
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"plugin {text}: it cannot be imported ({type(error).__name__}: {error}); repair the file"
@@ -161,19 +161,14 @@ def _missing(path: str) -> object:
     raise PluginError(f"plugin {path}: there is no such file; give the path of a .py file")
 
 
-def _executed(path: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python module")
-    module = importlib.util.module_from_spec(spec)
-    known = sys.modules.get(name)
+def _executed(path: Path, code: bytes, name: str) -> ModuleType:
+    # What was read is what is hashed and what runs: importing could run an older copy from a cache, and leaves one.
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module  # attrs and pickle look classes up by the name of their module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(code, path, "exec", dont_inherit=True), vars(module))  # noqa: S102 - the caller asked for it
     except BaseException:
-        if known is None:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = known
+        del sys.modules[name]
         raise
     return module

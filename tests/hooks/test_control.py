@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -121,6 +122,27 @@ def test_a_broken_file_leaves_nothing_behind(rules: Path) -> None:
     rules.write_text(SKIPPING.format(entry="2"))
     assert skipped([rules]) == ["2"]
     assert skipped([rules]) == ["2"]  # the same file once more, afresh
+
+
+def test_what_runs_is_what_was_hashed(rules: Path) -> None:
+    """Also when a file changes within the same second to code of the same size; and no cache is left beside it."""
+    for entry in ("0", "2", "0"):
+        stamp = rules.stat()
+        rules.write_text(SKIPPING.format(entry=entry))
+        os.utime(rules, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        assert skipped([rules]) == [entry]
+    assert [path.name for path in rules.parent.iterdir() if path.name.startswith("__")] == []
+
+
+def test_code_in_files_is_python_as_it_is_written(rules: Path) -> None:
+    """Classes in it know their module, annotations are not turned into texts, and other encodings are read."""
+    text = (
+        "# coding: latin-1\nimport attrs, sys\nassert __file__.endswith('rules.py')\n"
+        "@attrs.frozen\nclass Value:\n    word: str = 'gr\u00fcn'\n"
+        "assert Value.__annotations__ == {'word': str}\nassert sys.modules[Value.__module__].Value is Value\n"
+    )
+    rules.write_bytes((text + SKIPPING.format(entry="2")).encode("latin-1"))
+    assert skipped([rules]) == ["2"]
 
 
 @pytest.mark.parametrize(
