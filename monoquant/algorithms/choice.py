@@ -6,13 +6,14 @@ from typing import Any
 
 import attrs
 
+from monoquant.algorithms.awq import Awq
 from monoquant.algorithms.base import Solution, WeightAlgorithm, WeightProblem
 from monoquant.algorithms.clip_search import ClipSearch
 from monoquant.algorithms.gptq import Gptq
 from monoquant.algorithms.round_to_nearest import RoundToNearest
 from monoquant.errors import ConfigError, PassError
 
-ALGORITHMS: tuple[WeightAlgorithm, ...] = (RoundToNearest(), ClipSearch(), Gptq())
+ALGORITHMS: tuple[WeightAlgorithm, ...] = (RoundToNearest(), ClipSearch(), Gptq(), Awq())
 
 
 @attrs.frozen

@@ -49,18 +49,53 @@ def solve(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: Inp
     Raises:
         PassError: When the algorithm returns what no packed matrix can hold.
     """
-    width = scheme.width(matrix.shape[1])
-    missing = group_count(matrix.shape[1], width) * width - matrix.shape[1]
-    weight = functional.pad(matrix.to(torch.float64 if matrix.dtype == torch.float64 else torch.float32), (0, missing))
-    problem = WeightProblem(weight, width, scheme)
-    if known is not None and algorithm.needs:
-        problem = _with_statistics(problem, known, missing, algorithm.needs)
+    problem = _problem(algorithm, matrix, scheme, known)
     solution = algorithm.solve(problem)
     wrong = _flaw(solution.codes, problem)
     if wrong:
         raise PassError(f"algorithm {algorithm.name!r} returned {wrong}: correct its solve()")
     codes = solution.codes
     return attrs.evolve(solution, codes=attrs.evolve(codes, codes=codes.codes[:, : matrix.shape[1]]))
+
+
+def input_scale(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: InputStatistics) -> Tensor | None:
+    """Choose factors of columns.
+
+    Args:
+        algorithm: How.
+        matrix: As for :func:`solve`: rows that meet the same inputs.
+        scheme: Bits, group size, symmetry and scale dtype.
+        known: Statistics of its inputs.
+
+    Returns:
+        float32 ``[columns]``, positive and finite; None for none.
+
+    Raises:
+        PassError: When the algorithm returns something else.
+    """
+    problem = _problem(algorithm, matrix, scheme, known)
+    found = algorithm.input_scale(problem)
+    if found is None:
+        return None
+    given, columns = (tuple(found.shape), found.dtype), problem.weight.shape[1]
+    if given != ((columns,), torch.float32) or not bool((torch.isfinite(found) & (found > 0)).all()):
+        raise PassError(
+            f"algorithm {algorithm.name!r} returned factors of shape {given[0]} and dtype {given[1]}, or some that are "
+            f"not positive and finite, for {columns} columns: correct its input_scale()"
+        )
+    return found[: matrix.shape[1]]
+
+
+def _problem(
+    algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: InputStatistics | None
+) -> WeightProblem:
+    width = scheme.width(matrix.shape[1])
+    missing = group_count(matrix.shape[1], width) * width - matrix.shape[1]
+    weight = functional.pad(matrix.to(torch.float64 if matrix.dtype == torch.float64 else torch.float32), (0, missing))
+    problem = WeightProblem(weight, width, scheme)
+    if known is not None and algorithm.needs:
+        problem = _with_statistics(problem, known, missing, algorithm.needs)
+    return problem
 
 
 def _with_statistics(problem: WeightProblem, known: InputStatistics, missing: int, needs: Needs) -> WeightProblem:

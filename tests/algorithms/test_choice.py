@@ -13,7 +13,7 @@ from monoquant.algorithms.choice import ALGORITHMS, NamedAlgorithm, algorithm_na
 from monoquant.algorithms.gptq import Gptq
 
 
-@pytest.mark.parametrize("name", ["round_to_nearest", "clip_search", "gptq"])
+@pytest.mark.parametrize("name", ["round_to_nearest", "clip_search", "gptq", "awq"])
 def test_names_are_found(name: str) -> None:
     """Each name gives the algorithm that reports call so."""
     assert algorithm_named(name).name == name
@@ -46,5 +46,7 @@ def test_other_names_stand_for_what_a_plugin_may_bring() -> None:
 @pytest.mark.parametrize("given", ["", 4, None, Gptq, ["gptq"]])
 def test_anything_else_is_refused(given: Any) -> None:
     """The error names what was given, and what would be right."""
-    with pytest.raises(mq.ConfigError, match=r"algorithm=.*'round_to_nearest', 'clip_search', 'gptq', or an instance"):
+    with pytest.raises(
+        mq.ConfigError, match=r"algorithm=.*'round_to_nearest', 'clip_search', 'gptq', 'awq', or an instance"
+    ):
         algorithm_named(given)
