@@ -32,6 +32,9 @@ O = TypeVar("O")  # noqa: E741 - the observer of a request
 class QuantContext(ModelView):
     """The one mutable object of a run. Passes add to it; only the Quantizer writes to a model.
 
+    What is said below of who writes a field, and when, is checked after every call of a pass: it must be of one of the
+    classes, or of a subclass.
+
     Args:
         model: The user's model; read it, never write to it. (set by Quantizer; read by all passes)
         scheme: The scheme of the first packing pass. (set by Quantizer; read by all passes)

@@ -83,7 +83,7 @@ class PluginManager:
         block: Names of plugins to leave out, besides those in ``MONOQUANT_BLOCK_PLUGINS``; they are not even imported.
         trace: Told of every call of a hook as a line of text: a function, or True for stderr; default: stderr if
             ``MONOQUANT_TRACE_PLUGINS=on``.
-        on_broken: ``"error"`` (default), or ``"leave out"`` what cannot be used; :meth:`describe` tells.
+        on_broken: ``"error"`` (default), or ``"leave out"`` what cannot be loaded; :meth:`describe` tells of it.
 
     Raises:
         ConfigError: For wrong options, or a name to block that no plugin has.
@@ -152,12 +152,15 @@ class PluginManager:
         who = loading.label(name, origin)
         if name in self._plugins:
             raise PluginError(f"{who}: another plugin is called {name!r} already; remove one of them")
+        twin = self._manager.get_name(plugin)
+        if twin is not None:
+            raise PluginError(f"{who}: it is already registered as {twin!r}; remove one of them")
         problems = problems_of(plugin)
         if problems:
             raise PluginError(f"{who}: {'; '.join(problems)}")
         try:
             self._manager.register(plugin, name=name)
-        except (pluggy.PluginValidationError, ValueError, Warning) as error:  # warnings may have been made errors
+        except (pluggy.PluginValidationError, Warning) as error:  # warnings may have been made errors
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             raise PluginError(f"{who}: {error}") from error
