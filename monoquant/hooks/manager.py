@@ -265,9 +265,13 @@ class PluginManager:
         """
         return built_in_as_given(self._ask([_REPORTERS])[_REPORTERS])
 
+    def _in_order(self) -> list[Plugin]:
+        # By name and not by origin only, because one distribution may bring several plugins.
+        return [self._plugins[name] for name in sorted(self._plugins)]
+
     def _ask(self, hooks: Iterable[str], **arguments: Any) -> dict[str, tuple[Registered[Any], ...]]:
         problems: list[PluginError] = []
-        found = {hook: self._collect(hook, problems, self._plugins.values(), **arguments) for hook in hooks}
+        found = {hook: self._collect(hook, problems, self._in_order(), **arguments) for hook in hooks}
         problems += [PluginError(text) for hook in found for text, _ in _name_problems(hook, found[hook])]
         _raise_together(problems)
         return found
@@ -289,7 +293,7 @@ class PluginManager:
         return tuple(found)
 
     def _watchers(self) -> tuple[Registered[Any], ...]:
-        watching = [plugin for plugin in self._plugins.values() if {_BEFORE, _AFTER} & plugin.hooks.keys()]
+        watching = [plugin for plugin in self._in_order() if {_BEFORE, _AFTER} & plugin.hooks.keys()]
         return tuple(
             Registered(PassWatcher(self._watch(plugin, _BEFORE), self._watch(plugin, _AFTER)), plugin.origin)
             for plugin in watching

@@ -184,6 +184,22 @@ def test_order_of_registration_changes_nothing_at_all(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations("abc")))
+def test_plugins_of_one_distribution_keep_the_order_of_their_names(order: tuple[str, ...]) -> None:
+    """Also where what they bring reads alike, as functions do."""
+    calls: list[str] = []
+
+    def watching(name: str) -> types.ModuleType:
+        return make_plugin(monoquant_before_pass=mq.hookimpl(lambda: calls.append(name)))
+
+    manager = PluginManager(discover=False)
+    for name in order:
+        manager.register(watching(name), ORIGIN, f"example:{name}")
+    for watcher in manager.registry(SCHEME).watchers:
+        watcher.value.before(None, None)
+    assert calls == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations("abc")))
 def test_order_of_rules_within_a_plugin_does_not_matter(order: tuple[str, ...]) -> None:
     """A plugin that returns a set, whose order is arbitrary, still gives one registry."""
     rules = manager_with((rules_plugin(*map(mq.NameRule, order)), ORIGIN)).registry(SCHEME)
