@@ -9,9 +9,10 @@
   :class:`WeightAlgorithm`.
 - Choose layers: :class:`TypeRule`, :class:`NameRule`, :class:`ThresholdRule`, or subclasses of :class:`SkipRule`.
 - Judge: :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of :class:`WarningCheck`.
-- Keep: :func:`save`, :func:`load`, :func:`load_report`.
+- Keep: :func:`save`, :func:`load`, :func:`load_report`, :func:`save_report`, :func:`render_report`.
 - Teach it a kind of module: :class:`ParameterAdapter`, or subclasses of :class:`ModuleAdapter`.
-- Extend: :data:`hookimpl` marks a plugin's functions.
+- Extend: :data:`hookimpl` marks a plugin's functions, which bring any of the above, or :class:`ObserverKind`,
+  :class:`Exporter` and :class:`Reporter`; :func:`list_plugins` tells what is there.
 """
 
 from importlib.metadata import version as _version
@@ -23,7 +24,18 @@ from monoquant.algorithms.base import Needs, Solution, WeightAlgorithm, WeightPr
 from monoquant.algorithms.clip_search import ClipSearch
 from monoquant.algorithms.gptq import Gptq
 from monoquant.algorithms.round_to_nearest import RoundToNearest
-from monoquant.api import check_accuracy_warnings, dynamic_quantize, get_layers_to_skip, quantize, static_quantize
+from monoquant.api import (
+    check_accuracy_warnings,
+    dynamic_quantize,
+    get_layers_to_skip,
+    load,
+    load_report,
+    quantize,
+    render_report,
+    save,
+    save_report,
+    static_quantize,
+)
 from monoquant.checks import AccuracyGate, WarningCheck
 from monoquant.comparison import Comparison
 from monoquant.context import QuantContext
@@ -39,8 +51,8 @@ from monoquant.errors import (
     PluginError,
     ValidationError,
 )
-from monoquant.formats.native import load, load_report, save
-from monoquant.hooks import PluginManager, hookimpl
+from monoquant.formats.base import Exporter
+from monoquant.hooks import PluginInfo, PluginManager, hookimpl, list_plugins
 from monoquant.modules.linear import (
     HalfLinear,
     Int4Linear,
@@ -62,6 +74,7 @@ from monoquant.passes.pack import PackPass
 from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.passes.validation import ValidationPass
 from monoquant.quantizer import Quantizer, QuantResult
+from monoquant.ranges import ActivationRange, ObserverKind, RangeObserver
 from monoquant.registry import Registered, Registry
 from monoquant.report import (
     CalibrationFacts,
@@ -69,6 +82,7 @@ from monoquant.report import (
     LayerReport,
     QuantizationInfo,
     QuantReport,
+    Reporter,
     Tradeoff,
     ValidationResult,
 )
@@ -94,6 +108,7 @@ __all__ = [
     "AccuracyWarning",
     "AccuracyWarningPass",
     "Action",
+    "ActivationRange",
     "AllRule",
     "Ancestor",
     "AnyRule",
@@ -106,6 +121,7 @@ __all__ = [
     "ComparisonResult",
     "ConfigError",
     "Decision",
+    "Exporter",
     "FileError",
     "Finding",
     "Gptq",
@@ -128,6 +144,7 @@ __all__ = [
     "NameRule",
     "Needs",
     "NotRule",
+    "ObserverKind",
     "Obstacle",
     "Origin",
     "PackPass",
@@ -136,14 +153,17 @@ __all__ = [
     "Pass",
     "PassError",
     "PluginError",
+    "PluginInfo",
     "PluginManager",
     "QuantContext",
     "QuantReport",
     "QuantResult",
     "QuantizationInfo",
     "Quantizer",
+    "RangeObserver",
     "Registered",
     "Registry",
+    "Reporter",
     "RoundToNearest",
     "Scheme",
     "Severity",
@@ -164,10 +184,13 @@ __all__ = [
     "dynamic_quantize",
     "get_layers_to_skip",
     "hookimpl",
+    "list_plugins",
     "load",
     "load_report",
     "quantize",
+    "render_report",
     "save",
+    "save_report",
     "static_quantize",
     "validate_quantization",
 ]

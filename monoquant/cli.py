@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from monoquant.demo import DEFAULT_STEPS, run_demo
 from monoquant.errors import MonoquantError
+from monoquant.hooks import PluginInfo, PluginManager, list_plugins
 
 EXIT_FINE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -22,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``monoquant``; default: those of the process.
 
     Returns:
-        0 if all went well, 1 if quantization or its quality gate failed or nobody reads the output, 2 for wrong usage,
-        130 after Ctrl-C.
+        0 if all went well; 1 if quantization or its quality gate failed, a plugin is broken, or nobody reads the
+        output; 2 for wrong usage; 130 after Ctrl-C.
     """
     parser = _parser()
     try:
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     try:
-        run_demo(_write, steps=options.steps, keep=options.keep)
+        return _run(options)
     except MonoquantError as error:
         sys.stderr.write(f"monoquant: {error}\n")
         return EXIT_FAILED
@@ -45,7 +47,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (head, say) has left: keep Python from failing once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "plugins":
+        found = list_plugins(_manager(options, on_broken="leave out"))
+        _write(_listing(found))
+        return EXIT_FAILED if any(one.status == "broken" for one in found) else EXIT_FINE
+    run_demo(_write, steps=options.steps, keep=options.keep, plugins=_manager(options))
     return EXIT_FINE
+
+
+def _manager(options: argparse.Namespace, on_broken: Literal["error", "leave out"] = "error") -> PluginManager:
+    return PluginManager(
+        options.plugin,
+        discover=not options.no_plugins,
+        block=options.block_plugin,
+        trace=True if options.trace_plugins else None,
+        on_broken=on_broken,
+    )
+
+
+def _listing(plugins: Sequence[PluginInfo]) -> str:
+    lines = []
+    for one in plugins:
+        lines.append(f"{one.name} ({one.origin}): {one.status}")
+        lines += [f"    {text}" for text in (*one.hooks, *one.problem.splitlines())]
+    return "".join(f"{line}\n" for line in lines or ["no plugins"])
 
 
 def _write(text: str) -> None:
@@ -57,9 +85,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="monoquant", description="4-, 8- and 16-bit quantization of PyTorch models.")
     parser.add_argument("--version", action="version", version=f"monoquant {version('monoquant')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    demo = commands.add_parser("demo", help="train a small language model, quantize it, and compare; under a minute")
+    plugins = _plugin_options()
+    demo = commands.add_parser(
+        "demo", parents=[plugins], help="train a small language model, quantize it, and compare; under a minute"
+    )
     demo.add_argument("--steps", type=_positive, default=DEFAULT_STEPS, help="training steps (default %(default)s)")
     demo.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the float and the quantized file there")
+    commands.add_parser("plugins", parents=[plugins], help="list plugins, their hooks, and what is wrong with them")
+    return parser
+
+
+def _plugin_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    options = parser.add_argument_group("plugins")
+    options.add_argument("--plugin", action="append", default=[], metavar="FILE", help="run this .py file as a plugin")
+    options.add_argument("--block-plugin", action="append", default=[], metavar="NAME", help="leave this plugin out")
+    options.add_argument("--no-plugins", action="store_true", help="leave all installed plugins out")
+    options.add_argument("--trace-plugins", action="store_true", help="tell every call of a hook on stderr")
     return parser
 
 

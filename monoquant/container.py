@@ -61,7 +61,7 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
     texts = {**metadata, HASHES_KEY: " ".join(hashes[name] for name in sorted(hashes))}
     texts[METADATA_HASH_KEY] = _hash_of_texts(texts)
     header, order = _header(on_disk, texts)
-    with _replacement(path) as file:
+    with replacement(path) as file:
         file.write(header)
         for name in order:
             file.write(byte_view(on_disk[name]))
@@ -167,7 +167,15 @@ def _verify(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
 
 
 @contextmanager
-def _replacement(path: Path) -> Iterator[BinaryIO]:
+def replacement(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes another's place when all has been written to it, and leaves no trace otherwise.
+
+    Args:
+        path: Target; replaced if it exists, kept as it was if anything fails.
+
+    Raises:
+        FileError: When the target's folder does not exist or cannot be written.
+    """
     folder = path.parent
     problem = _problem_of(path)
     if problem:

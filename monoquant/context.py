@@ -11,7 +11,7 @@ from monoquant.adapters.base import Obstacle
 from monoquant.adapters.choice import Packable
 from monoquant.errors import PassError, quoted
 from monoquant.measurement import Measurement
-from monoquant.model_view import ModelView
+from monoquant.model_view import ModelView, written
 from monoquant.modules.packed_layer import Represented
 from monoquant.modules.reparametrized import computed_weights
 from monoquant.observers import Request
@@ -31,6 +31,9 @@ O = TypeVar("O")  # noqa: E741 - the observer of a request
 @attrs.define(eq=False)
 class QuantContext(ModelView):
     """The one mutable object of a run. Passes add to it; only the Quantizer writes to a model.
+
+    What is said below of who writes a field, and when, is checked after every call of a pass: it must be of one of the
+    classes, or of a subclass.
 
     Args:
         model: The user's model; read it, never write to it. (set by Quantizer; read by all passes)
@@ -75,26 +78,42 @@ class QuantContext(ModelView):
         findings: What a person should know. (written by all passes; read by the report)
     """
 
-    targets: dict[str, Target] = attrs.field(factory=dict, init=False)
-    obstacles: dict[str, Obstacle] = attrs.field(factory=dict, init=False)
-    wanted: dict[str, list[Request[Any]]] = attrs.field(factory=dict, init=False)
-    observed: dict[tuple[str, Request[Any]], Any] = attrs.field(factory=dict, init=False)
-    wanted_moments: dict[tuple[str, str], bool] = attrs.field(factory=dict, init=False)
-    wanted_gradients: set[str] = attrs.field(factory=set, init=False)
-    weighs_rows: bool = attrs.field(default=False, init=False)
-    gradients: GradientProbe | None = attrs.field(default=None, init=False)
-    statistics: StatisticsStore | None = attrs.field(default=None, init=False)
-    wants_fold_sites: bool = attrs.field(default=False, init=False)
-    fold_sites: FoldSites = attrs.field(factory=FoldSites, init=False)
-    calibration: CalibrationFacts | None = attrs.field(default=None, init=False)
-    packers: dict[str, Any] = attrs.field(factory=dict, init=False)  # passes live on a higher floor
-    represented: dict[tuple[str, str, AnyScheme], Represented] = attrs.field(factory=dict, init=False)
-    algorithms: dict[str, str] = attrs.field(factory=dict, init=False)
-    measurements: dict[str, Measurement] = attrs.field(factory=dict, init=False)
-    validation: ValidationResult | None = attrs.field(default=None, init=False)
-    comparison: ComparisonResult | None = attrs.field(default=None, init=False)
-    tradeoff: Tradeoff | None = attrs.field(default=None, init=False)
-    findings: list[Finding] = attrs.field(factory=list, init=False)
+    targets: dict[str, Target] = attrs.field(factory=dict, init=False, metadata=written("plan", "SkipSelectionPass"))
+    obstacles: dict[str, Obstacle] = attrs.field(factory=dict, init=False, metadata=written("plan"))
+    wanted: dict[str, list[Request[Any]]] = attrs.field(factory=dict, init=False, metadata=written("prepare"))
+    observed: dict[tuple[str, Request[Any]], Any] = attrs.field(
+        factory=dict, init=False, metadata=written("run", "CalibrationPass")
+    )
+    wanted_moments: dict[tuple[str, str], bool] = attrs.field(factory=dict, init=False, metadata=written("prepare"))
+    wanted_gradients: set[str] = attrs.field(factory=set, init=False, metadata=written("prepare"))
+    weighs_rows: bool = attrs.field(default=False, init=False, metadata=written("prepare"))
+    gradients: GradientProbe | None = attrs.field(default=None, init=False, metadata=written("run", "CalibrationPass"))
+    statistics: StatisticsStore | None = attrs.field(
+        default=None, init=False, metadata=written("run", "CalibrationPass")
+    )
+    wants_fold_sites: bool = attrs.field(default=False, init=False, metadata=written("prepare"))
+    fold_sites: FoldSites = attrs.field(factory=FoldSites, init=False, metadata=written("run", "CalibrationPass"))
+    calibration: CalibrationFacts | None = attrs.field(
+        default=None, init=False, metadata=written("run", "CalibrationPass")
+    )
+    packers: dict[str, Any] = attrs.field(
+        factory=dict, init=False, metadata=written("plan", "PackPass")
+    )  # passes live on a higher floor
+    represented: dict[tuple[str, str, AnyScheme], Represented] = attrs.field(
+        factory=dict, init=False, metadata=written("run", "BudgetPass")
+    )
+    algorithms: dict[str, str] = attrs.field(factory=dict, init=False, metadata=written("run", "PackPass"))
+    measurements: dict[str, Measurement] = attrs.field(
+        factory=dict, init=False, metadata=written("run", "ValidationPass")
+    )
+    validation: ValidationResult | None = attrs.field(
+        default=None, init=False, metadata=written("run", "ValidationPass")
+    )
+    comparison: ComparisonResult | None = attrs.field(
+        default=None, init=False, metadata=written("run", "ValidationPass")
+    )
+    tradeoff: Tradeoff | None = attrs.field(default=None, init=False, metadata=written("run", "BudgetPass"))
+    findings: list[Finding] = attrs.field(factory=list, init=False, metadata=written("any"))
     _planning: bool = attrs.field(default=True, init=False)
     _current_layer: str | None = attrs.field(default=None, init=False)
 

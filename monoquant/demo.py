@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from monoquant.api import load, save
 from monoquant.container import write_container
 from monoquant.errors import FileError, InputError
-from monoquant.formats.native import load, save
-from monoquant.hooks import PluginManager
+from monoquant.hooks import PluginManager, Plugins, manager_of
 from monoquant.passes.accuracy_warning import AccuracyWarningPass
 from monoquant.passes.calibration import CalibrationPass
 from monoquant.passes.int4_pack import Int4PackPass
@@ -95,7 +95,7 @@ class ByteTransformer(nn.Module):
         return logits
 
 
-def run_demo(write: Write, *, steps: int = DEFAULT_STEPS, keep: Path | None = None) -> None:
+def run_demo(write: Write, *, steps: int = DEFAULT_STEPS, keep: Path | None = None, plugins: Plugins = True) -> None:
     """Train, quantize, save, load and compare a small language model, telling every step.
 
     Numbers repeat from run to run on one machine. The caller's random state is left as it was.
@@ -104,12 +104,15 @@ def run_demo(write: Write, *, steps: int = DEFAULT_STEPS, keep: Path | None = No
         write: Receives the text, piece by piece.
         steps: Training steps, >= 1; default 360, about half a minute on two cores.
         keep: Folder for the two files, created if need be; default: a temporary folder, removed at the end.
+        plugins: Whether installed plugins take part; default True; see :func:`quantize`.
 
     Raises:
         InputError: When this Python ships without its documentation topics.
         FileError: When a file cannot be written, or does not give back the model that was saved.
         AccuracyError: When quantization damages a layer badly.
+        PluginError: When a plugin is wrong.
     """
+    manager = manager_of(plugins)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_folder(keep))
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -120,8 +123,8 @@ def run_demo(write: Write, *, steps: int = DEFAULT_STEPS, keep: Path | None = No
         _tell_training(model, text, steps, write)
         before = bits_per_byte(model, text.held_out)
         write(f"\n3. On the held-out text, the float model needs {_metric(before)}\n")
-        result = _quantize(model, text, write)
-        loaded = _save_and_load(model, result, folder, text, write)
+        result = _quantize(model, text, manager, write)
+        loaded = _save_and_load(model, result, folder, text, manager, write)
         after = bits_per_byte(loaded, text.held_out)
         _tell_outcome(before, after, folder, write)
         if keep is not None:
@@ -241,12 +244,12 @@ def _metric(bits: float) -> str:
     return f"{bits:.3f} bits per byte (perplexity {2**bits:.3f} per byte)"
 
 
-def _quantize(model: nn.Module, text: Text, write: Write) -> QuantResult:
+def _quantize(model: nn.Module, text: Text, manager: PluginManager, write: Write) -> QuantResult:
     pack = Int4PackPass(group_size=128)
     calibration = CalibrationPass([_windows(text.calibration)[:_CALIBRATION_SAMPLES, :-1]], _CALIBRATION_SAMPLES)
     gate = AccuracyWarningPass(on_failure="error")
     passes = [SkipSelectionPass.from_options(), calibration, pack, ValidationPass(), gate]
-    quantizer = Quantizer(passes, PluginManager().registry(pack.scheme))
+    quantizer = Quantizer(passes, manager.registry(pack.scheme))
     write("\n4. Plan: what 4-bit quantization would do to each layer, and why\n")
     for decision in quantizer.plan(model):
         write(f"   {decision}\n")
@@ -256,10 +259,12 @@ def _quantize(model: nn.Module, text: Text, write: Write) -> QuantResult:
     return result
 
 
-def _save_and_load(model: nn.Module, result: QuantResult, folder: Path, text: Text, write: Write) -> nn.Module:
+def _save_and_load(
+    model: nn.Module, result: QuantResult, folder: Path, text: Text, manager: PluginManager, write: Write
+) -> nn.Module:
     write_container(folder / FLOAT_FILE, model.state_dict(), {})
-    save(result, folder / INT4_FILE)
-    loaded = load(folder / INT4_FILE, ByteTransformer())
+    save(result, folder / INT4_FILE, plugins=manager)
+    loaded = load(folder / INT4_FILE, ByteTransformer(), plugins=manager)
     write("\n6. Save both, and load the quantized file into a freshly built model\n")
     tokens = _windows(text.held_out)[:8, :-1]
     with torch.no_grad():

@@ -101,7 +101,7 @@ class Fitter:
         context, form = self._context, self._context.packable(layer).forms[name]
         known = context.input_statistics(layer, name) if self._algorithm.needs else ()
         dtype = context.weight(layer, name).dtype
-        if isinstance(self._algorithm, RoundToNearest) or (self._algorithm.needs and not known):
+        if type(self._algorithm) is RoundToNearest or (self._algorithm.needs and not known):
             weight, digest = PackedMatrix.pack(context.weight(layer, name), scheme, form)
             reason = _unseen(context.module(layer))
             found = [_fell_back(layer, name, self._algorithm.name, reason)] if self._was_asked_for(layer, name) else []

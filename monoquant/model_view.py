@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import attrs
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ from monoquant.registry import Registry
 from monoquant.rescaling import Rescaling
 from monoquant.source import tensor_identity
 from monoquant.values import AnyScheme, Decision, Layer
+
+
+def written(phase: str, *writers: str) -> Mapping[str, Any]:
+    """Metadata of a field: when passes write it, and which. A field without is nobody's concern.
+
+    Args:
+        phase: ``plan``, ``prepare`` or ``run``; ``any`` for fields that grow all the time, ``no phase`` for what stays.
+        writers: Names of the classes of passes that write it, whose subclasses may as well; none: any pass. Those
+            of the model run it, and restore what that writes.
+    """
+    return {"phase": phase, "writers": writers}
 
 
 @attrs.define(eq=False)
@@ -32,14 +44,14 @@ class ModelView:
         rescaling: Factors that were moved between parameters.
     """
 
-    model: nn.Module
-    scheme: AnyScheme
-    layers: tuple[Layer, ...]
-    registry: Registry
-    plan: dict[str, Decision] = attrs.field(factory=dict, init=False)
-    packed: dict[str, PackedLayer] = attrs.field(factory=dict, init=False)
-    rescaling: Rescaling = attrs.field(factory=Rescaling, init=False)
-    _replaced_weights: dict[tuple[str, str], Tensor] = attrs.field(factory=dict, init=False)
+    model: nn.Module = attrs.field(metadata=written("no phase", "CalibrationPass", "BudgetPass", "ValidationPass"))
+    scheme: AnyScheme = attrs.field(metadata=written("no phase"))
+    layers: tuple[Layer, ...] = attrs.field(metadata=written("no phase"))
+    registry: Registry = attrs.field(metadata=written("no phase"))
+    plan: dict[str, Decision] = attrs.field(factory=dict, init=False, metadata=written("any"))
+    packed: dict[str, PackedLayer] = attrs.field(factory=dict, init=False, metadata=written("run", "PackPass"))
+    rescaling: Rescaling = attrs.field(factory=Rescaling, init=False, metadata=written("run", "Int4PackPass"))
+    _replaced_weights: dict[tuple[str, str], Tensor] = attrs.field(factory=dict, init=False, metadata=written("any"))
     _examined: dict[str, Packable | Obstacle] = attrs.field(factory=dict, init=False)
     _readable: dict[str, dict[str, Tensor]] = attrs.field(factory=dict, init=False)
     _held: Counter[tuple[object, ...]] = attrs.field(factory=Counter, init=False)
@@ -60,7 +72,11 @@ class ModelView:
         """
         if layer not in self._examined:
             adapters = [entry.value for entry in self.registry.adapters]
-            self._examined[layer] = examine(self.module(layer), adapters)
+            try:
+                self._examined[layer] = examine(self.module(layer), adapters)
+            except Exception as error:
+                error.add_note(f"raised on layer {layer!r}")
+                raise
         return self._examined[layer]
 
     def packable(self, layer: str) -> Packable:

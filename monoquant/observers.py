@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monoquant.errors import ConfigError
-from monoquant.ranges import RangeObserver, observer_named
+from monoquant.ranges import ObserverKind, RangeObserver
 
 O = TypeVar("O")  # noqa: E741 - the observer of a request
 
@@ -120,15 +120,15 @@ class InputRange(Request[RangeObserver]):
     """A request for the range of all values of a layer's input rows.
 
     Args:
-        kind: ``"minmax"``, ``"moving_average"``, ``"histogram"`` or ``"auto"``.
+        kind: How the range is chosen.
         features: Size of a row.
     """
 
-    kind: str
+    kind: ObserverKind
     features: int
 
     def observer(self) -> RangeObserver:
-        return observer_named(self.kind)
+        return self.kind.observer()
 
     def feed(self, observer: RangeObserver, call: Call) -> None:
         for rows in call.rows(self.features):

@@ -12,6 +12,7 @@ from monoquant.passes.half_cast import HalfCastPass
 from monoquant.passes.int4_pack import Int4PackPass
 from monoquant.passes.int8_pack import Int8PackPass
 from monoquant.passes.pack import PackPass
+from monoquant.ranges import ObserverKind
 from monoquant.values import INT4, check_target
 
 Activations = Literal["dynamic", "static"]
@@ -100,7 +101,7 @@ def packing_pass(
     symmetric: bool | None,
     scale_dtype: torch.dtype | None,
     activations: Activations | None,
-    observer: str,
+    observer: str | ObserverKind,
     algorithm: str | WeightAlgorithm,
 ) -> PackPass:
     """The pass for a precision, with the options that were given.

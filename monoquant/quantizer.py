@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from monoquant.adapters.base import Obstacle
 from monoquant.context import QuantContext
 from monoquant.conversion import convert_in_place, copy_without_weights
-from monoquant.errors import ConfigError, InputError, require_flag
+from monoquant.errors import ConfigError, InputError, PassError, require_flag
 from monoquant.modules.tensor_holder import hold
 from monoquant.passes.base import Pass
+from monoquant.passes.order import Pipeline, Step, name_of, pipeline
 from monoquant.passes.pack import PackPass
-from monoquant.registry import Registry
+from monoquant.registry import Registered, Registry
 from monoquant.report import QuantizationInfo, QuantReport, Tradeoff
 from monoquant.report.wording import texts
 from monoquant.source import inventory
+from monoquant.stepping import Stepper
 from monoquant.summary import build_report
-from monoquant.values import Action, AnyScheme, Decision, Severity
+from monoquant.values import Action, AnyScheme, Decision, Finding, Severity
 
 
 @attrs.frozen(eq=False)
@@ -52,46 +54,10 @@ def _passes(given: Any) -> tuple[Pass, ...]:
     return passes
 
 
-def _check_order(_instance: Any, _attribute: Any, passes: tuple[Pass, ...]) -> None:
-    problems = [problem for position in range(len(passes)) for problem in _order_problems(passes, position)]
-    if not any(isinstance(pass_, PackPass) for pass_ in passes):
-        problems.append("no pass packs anything: add Int4PackPass() or Int8PackPass()")
-    if problems:
-        raise ConfigError("the passes do not fit together: " + "; ".join(problems))
-
-
-def _order_problems(passes: tuple[Pass, ...], position: int) -> list[str]:
-    pass_, earlier, later = passes[position], passes[:position], passes[position + 1 :]
-    name = _name(pass_)
-    problems = [
-        f"{name} needs {kind.__name__}: put one before it, at position {position + 1}"
-        for kind in pass_.follows
-        if not any(isinstance(other, kind) for other in passes)
-    ]
-    problems += [
-        f"{name} stands before {kind.__name__}: move it behind"
-        for kind in dict.fromkeys((*pass_.follows, *pass_.after))
-        if any(isinstance(other, kind) for other in later) and not any(isinstance(other, kind) for other in earlier)
-    ]
-    problems += [
-        f"{name} stands behind {kind.__name__}: move it before"
-        for kind in pass_.before
-        if any(isinstance(other, kind) for other in earlier)
-    ]
-    if pass_.single and any(type(other) is type(pass_) for other in earlier):
-        problems.append(f"{name} is there twice: keep one")
-    if type(pass_).run is Pass.run and type(pass_).plan is Pass.plan:
-        problems.append(f"{name} does nothing: define run(self, context)")
-    return problems
-
-
-def _name(pass_: Pass) -> str:
-    return type(pass_).__name__
-
-
-def _check_registry(_instance: Any, _attribute: Any, value: Any) -> None:
-    if not isinstance(value, Registry):
-        raise ConfigError(f"registry={value!r}: give a monoquant.Registry")
+def _registry(given: Any) -> Registry:
+    if not isinstance(given, Registry):
+        raise ConfigError(f"registry={given!r}: give a monoquant.Registry")
+    return given
 
 
 @attrs.frozen
@@ -100,14 +66,22 @@ class Quantizer:
 
     Args:
         passes: Passes in order; checked when the Quantizer is built.
-        registry: Rules and checks besides those in the passes; default: the built-in checks, no plugins.
+        registry: Rules, checks, passes ... besides those that are given here; default: the built-in ones, no plugins.
 
     Raises:
-        ConfigError: When a pass is missing, misplaced, doubled or not a pass; all problems at once.
+        ConfigError: When a pass is missing, misplaced, doubled or not a pass, all problems at once; or when it names
+            something that the registry does not know.
+        PluginError: When a pass of a plugin has no place among the others.
     """
 
-    passes: tuple[Pass, ...] = attrs.field(converter=_passes, validator=_check_order)
-    registry: Registry = attrs.field(factory=Registry, validator=_check_registry)
+    passes: tuple[Pass, ...] = attrs.field(converter=_passes)
+    registry: Registry = attrs.field(factory=Registry, converter=_registry)
+    _pipeline: Pipeline = attrs.field(init=False, eq=False, repr=False)
+
+    @_pipeline.default
+    def _ordered(self) -> Pipeline:
+        found = pipeline(self.passes, self.registry.passes)
+        return attrs.evolve(found, steps=tuple(_bound(step, self.registry) for step in found.steps))
 
     @property
     def scheme(self) -> AnyScheme:
@@ -154,17 +128,17 @@ class Quantizer:
     def _measured(self, model: nn.Module) -> QuantContext:
         context = self._planned(model)
         _require_work(context)
+        stepper = self._stepper(context)
         with torch.inference_mode(False):
-            self._each("prepare", context)
-            for index, pass_ in enumerate(self.passes):
-                if isinstance(pass_, PackPass):
+            stepper.each("prepare")
+            for index, step in enumerate(stepper.steps):
+                if isinstance(step.value, PackPass):
                     break
-                self._run_pass(index, context)
+                stepper.work(index)
         return context
 
-    def _run_pass(self, index: int, context: QuantContext) -> None:
-        for phase in ("requires", "run", "ensures"):
-            self._call(phase, index, context)
+    def _stepper(self, context: QuantContext) -> Stepper:
+        return Stepper(self._pipeline.steps, context)
 
     def run(self, model: nn.Module | Mapping[str, Tensor], *, inplace: bool = False) -> QuantResult:
         """Quantize a model.
@@ -189,38 +163,36 @@ class Quantizer:
         context = self._planned(model)
         _require_work(context)
         target = model if inplace else copy_without_weights(model, _quantized(context))
-        self._each("prepare", context)
-        for index in range(len(self.passes)):
-            self._run_pass(index, context)
+        stepper = self._stepper(context)
+        stepper.each("prepare")
+        for index in range(len(stepper.steps)):
+            stepper.work(index)
         report = build_report(context)
         convert_in_place(target, context.packed, context.rescaling.parameters)
         return QuantResult(target, _info(report), report)
 
     def _planned(self, model: nn.Module) -> QuantContext:
         context = QuantContext(model, self.scheme, inventory(model), self.registry)
-        self._each("plan", context)
+        context.report([*self._pipeline.notes, *_blocked(self.registry)])
+        self._stepper(context).each("plan")
         for layer in context.undecided():
             context.decide(_left_alone(layer.name, context))
         context.close_plan()
         return context
 
-    def _each(self, phase: str, context: QuantContext) -> None:
-        for index in range(len(self.passes)):
-            self._call(phase, index, context)
 
-    def _call(self, phase: str, index: int, context: QuantContext) -> None:
-        context.forget_current_layer()
-        try:
-            getattr(self.passes[index], phase)(context)
-        except Exception as error:
-            error.add_note(self._where(phase, index, context))
-            raise
+def _bound(step: Step, registry: Registry) -> Step:
+    bound: object = step.value.bound(registry)
+    if not isinstance(bound, Pass):
+        raise PassError(f"{name_of(step.value)}.bound returned {bound!r}: return self, or another pass in its place")
+    return Registered(bound, step.origin)
 
-    def _where(self, phase: str, index: int, context: QuantContext) -> str:
-        before = ", ".join(map(_name, self.passes[:index])) or "none"
-        layer = "" if context.current_layer is None else f", layer {context.current_layer!r}"
-        position = f"pass {index + 1} of {len(self.passes)}; before it: {before}"
-        return f"in {_name(self.passes[index])}.{phase}{layer} ({position})"
+
+def _blocked(registry: Registry) -> list[Finding]:
+    if not registry.blocked:
+        return []
+    message = f"Plugins that were blocked: {', '.join(map(str, registry.blocked))}."
+    return [Finding("plugin-blocked", Severity.INFO, message)]
 
 
 def _as_module(model: nn.Module | Mapping[str, Tensor]) -> nn.Module:

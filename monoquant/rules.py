@@ -352,8 +352,13 @@ def ask_target(rule: SkipRule, layer: Layer, origin: Origin) -> str | None:
 
     Raises:
         PluginError: For anything else.
+        Exception: What the rule raises, with a note that names rule, origin and layer.
     """
-    target = rule.target(layer)
+    try:
+        target = rule.target(layer)
+    except Exception as error:
+        error.add_note(f"raised by the skip rule {rule!r} of {origin}, asked what to reduce layer {layer.name!r} to")
+        raise
     if target is None or target in TARGETS:
         return target
     raise PluginError(
@@ -361,3 +366,28 @@ def ask_target(rule: SkipRule, layer: Layer, origin: Origin) -> str | None:
         f"give skip_to as one of {', '.join(map(repr, TARGETS))}, or None",
         layers=[layer.name],
     )
+
+
+def ask_unmatched(rule: SkipRule, layers: Sequence[Layer], origin: Origin) -> list[str]:
+    """Ask a rule which of its entries match no layer, and hold it to its contract.
+
+    Args:
+        rule: The rule.
+        layers: All layers.
+        origin: Whose rule it is, for the error.
+
+    Returns:
+        Its entries as text.
+
+    Raises:
+        PluginError: When the answer is no list of texts.
+        Exception: What the rule raises, with a note that names rule and origin.
+    """
+    try:
+        answer: object = rule.unmatched(layers)
+    except Exception as error:
+        error.add_note(f"raised by the skip rule {rule!r} of {origin}, asked which of its entries match no layer")
+        raise
+    if isinstance(answer, list) and all(isinstance(entry, str) for entry in answer):
+        return answer
+    raise PluginError(f"the skip rule {rule!r} of {origin} says that {answer!r} matched no layer: return a list of str")

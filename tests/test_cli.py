@@ -11,6 +11,7 @@ import pytest
 
 import monoquant as mq
 from monoquant import cli
+from monoquant.hooks.loading import Source
 
 
 def test_demo_runs_as_a_command(tmp_path: Path) -> None:
@@ -39,6 +40,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "--steps", "-3"], "'-3' is not a whole number >= 1"),
         (["demo", "--steps", "many"], "'many' is not a whole number >= 1"),
         (["demo", "--colour"], "unrecognized arguments: --colour"),
+        (["plugins", "--plugin"], "expected one argument"),
     ],
 )
 def test_wrong_usage(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,6 +49,85 @@ def test_wrong_usage(arguments: list[str], text: str, capsys: pytest.CaptureFixt
     shown = capsys.readouterr()
     assert shown.out == ""
     assert text in shown.err
+
+
+PLUGIN = """
+import monoquant as mq
+
+@mq.hookimpl
+def monoquant_register_skip_rules():
+    return [mq.NameRule("head")]
+"""
+
+
+@pytest.fixture
+def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file with a plugin in the current folder; nothing is installed."""
+    (tmp_path / "rules.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("monoquant.hooks.loading.installed", list)
+    return "./rules.py"
+
+
+def test_plugins_are_listed(rules: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what they implement; without any it says so."""
+    assert cli.main(["plugins", "--plugin", rules]) == 0
+    shown = capsys.readouterr()
+    name, *hooks = shown.out.splitlines()
+    assert name.startswith("rules.py (rules.py sha256:")
+    assert name.endswith("): active")
+    assert hooks == ["    monoquant_register_skip_rules"]
+    assert shown.err == ""
+    assert cli.main(["plugins"]) == 0
+    assert capsys.readouterr().out == "no plugins\n"
+
+
+def test_a_broken_plugin_is_listed_and_fails_the_command(rules: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong stands below its name, beside those that work."""
+    Path("broken.py").write_text("import a_package_nobody_has")
+    assert cli.main(["plugins", "--plugin", "broken.py", "--plugin", rules]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("): broken")
+    assert lines[1].startswith("    plugin broken.py: it cannot be imported (ModuleNotFoundError")
+    assert lines[2].endswith("): active")
+
+
+def test_plugins_can_be_blocked_and_turned_off(
+    rules: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By name, or all installed ones at once; a name that nobody has is one clean message."""
+    source = Source("example:example", mq.Origin("example", "2.0"), lambda: mq)
+    monkeypatch.setattr("monoquant.hooks.loading.installed", lambda: [source])
+    assert cli.main(["plugins", "--block-plugin", "example"]) == 0
+    assert capsys.readouterr().out == "example:example (example 2.0): blocked\n"
+    assert cli.main(["plugins", "--no-plugins"]) == 0
+    assert capsys.readouterr().out == "no plugins\n"
+    assert cli.main(["plugins", "--block-plugin", "other"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "monoquant: no plugin to block is called 'other', the plugins are: example"
+    )
+
+
+def test_calls_of_hooks_can_be_traced(rules: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr, so that the output stays clean."""
+    assert cli.main(["plugins", "--plugin", rules, "--trace-plugins"]) == 0
+    shown = capsys.readouterr()
+    assert "rules.py sha256:" in shown.err
+    assert "monoquant_register_skip_rules(scheme=Scheme) -> [NameRule('head')]" in shown.err
+    assert "->" not in shown.out
+
+
+def test_the_demo_takes_plugins(
+    rules: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As everything does that quantizes."""
+    given: list[mq.PluginManager] = []
+    monkeypatch.setattr(cli, "run_demo", lambda *_, plugins, **__: given.append(plugins))
+    assert cli.main(["demo", "--plugin", rules]) == 0
+    assert [origin.name for origin in given[0].plugins] == ["rules.py"]
+    Path("broken.py").write_text("import a_package_nobody_has")
+    assert cli.main(["demo", "--plugin", "broken.py"]) == 1
+    assert capsys.readouterr().err.startswith("monoquant: plugin broken.py: it cannot be imported")
 
 
 def test_failures_have_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

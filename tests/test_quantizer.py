@@ -237,6 +237,42 @@ def test_registry_must_be_a_registry() -> None:
         mq.Quantizer(pipeline(), registry=mq.PluginManager(discover=False))
 
 
+def test_what_is_bound_must_be_a_pass() -> None:
+    """A pass that forgets to return itself is refused when the Quantizer is built."""
+
+    class Forgetful(mq.Pass):
+        def bound(self, registry: mq.Registry) -> mq.Pass:
+            return None  # type: ignore[return-value]
+
+        def run(self, context: mq.QuantContext) -> None: ...
+
+    with pytest.raises(
+        mq.PassError, match=r"Forgetful\.bound returned None: return self, or another pass in its place"
+    ):
+        mq.Quantizer([*pipeline(), Forgetful()])
+
+
+def test_a_bound_pass_runs_in_place_of_the_one_that_was_given() -> None:
+    """The one that was given stays in ``passes``, so that a Quantizer with another registry looks names up anew."""
+
+    class Named(mq.Pass):
+        def bound(self, registry: mq.Registry) -> mq.Pass:
+            return Other()
+
+        def run(self, context: mq.QuantContext) -> None:
+            raise AssertionError
+
+    class Other(mq.Pass):
+        def run(self, context: mq.QuantContext) -> None:
+            context.report([mq.Finding("other", mq.Severity.INFO, "ran")])
+
+    named = Named()
+    quantizer = attrs.evolve(mq.Quantizer([*pipeline(), named]), registry=mq.Registry(blocked=(mq.Origin("left"),)))
+    report = quantizer.run(nn.Sequential(nn.Linear(64, 64))).report
+    assert {"other", "plugin-blocked"} <= {finding.code for finding in report.findings}
+    assert quantizer.passes[-1] is named
+
+
 def test_deciding_after_the_plan_is_refused(small: nn.Module) -> None:
     """A pass that changes a decision in run() is an error that says so."""
 

@@ -50,7 +50,7 @@ def assert_same_text(said: str, printed: str) -> None:
 def test_python_blocks_print_what_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each output in the README is that of the block before it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("monoquant.hooks.manager._installed", list)  # the README's reader has no plugins yet
+    monkeypatch.setattr("monoquant.hooks.loading.installed", list)  # the README's reader has no plugins yet
     with torch.random.fork_rng():
         pairs = outputs()
     assert len(pairs) == 9

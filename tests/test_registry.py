@@ -85,6 +85,108 @@ def test_what_is_no_adapter_is_refused(given: Any) -> None:
         known_adapters(given, [])
 
 
+class Unnamed(mq.WeightAlgorithm):
+    """An algorithm without a name."""
+
+    def solve(self, problem: mq.WeightProblem) -> mq.Solution:
+        raise NotImplementedError
+
+
+class Twin(Unnamed):
+    name = "twin"
+
+
+class Auto(Unnamed):
+    name = "auto"
+
+
+class Gptq(Unnamed):
+    name = "gptq"
+
+
+ANT, BEE = mq.Origin("ant", "1.0"), mq.Origin("bee", "2.0")
+CLASHES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"algorithms": [mq.Registered(Twin(), BEE), mq.Registered(Twin(), ANT)]},
+        "^plugin ant 1.0 and plugin bee 2.0 both bring an algorithm called 'twin'; rename one, or block a plugin$",
+    ),
+    (
+        {"algorithms": [mq.Registered(Gptq(), ANT), *mq.Registry().algorithms]},
+        "^monoquant itself and plugin ant 1.0 both bring an algorithm called 'gptq'",
+    ),
+    (
+        {"observers": [mq.Registered(mq.ObserverKind("auto", print), ANT), *mq.Registry().observers]},
+        "^monoquant itself and plugin ant 1.0 both bring an observer called 'auto'",
+    ),
+    (
+        {"observers": [mq.Registered(mq.ObserverKind("", print), ANT)]},
+        "^plugin ant 1.0: its observer ObserverKind has no",
+    ),
+    (
+        {"algorithms": [mq.Registered(Unnamed(), ANT)]},
+        "^plugin ant 1.0: its algorithm Unnamed has no name; give the cl",
+    ),
+    (
+        {"algorithms": [mq.Registered(Auto(), ANT), mq.Registered(Unnamed(), BEE)]},
+        "^plugin ant 1.0: its algorithm Auto cannot be called 'auto', which means something else; give .*; plugin bee",
+    ),
+]
+
+
+@pytest.mark.parametrize(("entries", "text"), CLASHES)
+def test_names_that_clash_are_refused(entries: dict[str, Any], text: str) -> None:
+    """Everybody concerned is named, whatever the order."""
+    for field, values in entries.items():
+        for order in itertools.permutations(values):
+            with pytest.raises(mq.PluginError, match=text):
+                mq.Registry(**{field: order})
+
+
+def test_names_are_looked_up_with_those_who_were_asked() -> None:
+    """A name that nobody brings is refused before a model is seen, with what there is and who might have brought it."""
+    twin = mq.Registered(Twin(), ANT)
+    registry = mq.Registry(algorithms=[*mq.Registry().algorithms, twin], plugins=(ANT,), blocked=(BEE,))
+    assert registry.algorithm("twin") is twin.value
+    assert registry.algorithm("gptq") == mq.Gptq()
+    own = Twin()
+    assert registry.algorithm(own) is own
+    passes = [mq.SkipSelectionPass(), mq.Int4PackPass(algorithm="hqq")]
+    expected = (
+        "^algorithm='hqq': give one of 'round_to_nearest', .*'twin', or an instance of a WeightAlgorithm; plugins "
+        r"asked for more: ant 1\.0; blocked: bee 2\.0\. If a plugin brings it, install it and do not block it; a "
+        r"Quantizer asks those in its registry, such as PluginManager\(\)\.registry\(scheme\)$"
+    )
+    with pytest.raises(mq.ConfigError, match=expected):
+        mq.Quantizer(passes, registry)
+    with pytest.raises(mq.ConfigError, match="plugins asked for more: none; blocked: none"):
+        mq.Quantizer(passes)
+
+
+@pytest.mark.parametrize("given", ["MinMax", "", "ema"])
+def test_unknown_observers_are_refused_with_the_known_ones(given: str) -> None:
+    """As soon as the Quantizer is built."""
+    passes = [
+        mq.SkipSelectionPass(),
+        mq.CalibrationPass([1]),
+        mq.Int8PackPass(activations="static", observer=given),
+    ]
+    with pytest.raises(mq.ConfigError, match="'minmax', 'moving_average', 'histogram', 'auto', or an instance"):
+        mq.Quantizer(passes)
+
+
+def test_objects_of_one_plugin_that_read_alike_keep_their_order() -> None:
+    """Addresses in memory differ from run to run, and must not decide."""
+
+    class Plain(mq.WarningCheck):
+        __repr__ = object.__repr__
+
+        def check(self, info: mq.QuantizationInfo, gate: mq.AccuracyGate) -> Iterable[mq.Finding]:
+            return []
+
+    checks = [mq.Registered(Plain(), ANT) for _ in range(20)]
+    assert list(mq.Registry(warning_checks=checks).warning_checks) == checks
+
+
 def test_registries_are_frozen() -> None:
     """A registry never changes while a run uses it."""
     with pytest.raises(attrs.exceptions.FrozenInstanceError):

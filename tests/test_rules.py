@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import monoquant as mq
-from monoquant.rules import ask
+from monoquant.rules import ask, ask_target, ask_unmatched
 from monoquant.testing.strategies import layers, skip_rules
 
 ORIGIN = mq.Origin("example", "2.0")
@@ -306,6 +306,49 @@ def test_asking_keeps_a_rules_own_exception() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         ask(AnswerRule(ZeroDivisionError()), linear("a"), ORIGIN)
     assert any("AnswerRule" in note and "example 2.0" in note and "'a'" in note for note in caught.value.__notes__)
+
+
+class EvasiveRule(mq.SkipRule):
+    """A rule whose other answers are wrong, or exceptions."""
+
+    def __init__(self, target: Any = None, unmatched: Any = ()) -> None:
+        self._target, self._unmatched = target, unmatched
+
+    def reason(self, layer: mq.Layer) -> str | None:
+        return "because"
+
+    def target(self, layer: mq.Layer) -> str | None:
+        return _raised_or_returned(self._target)
+
+    def unmatched(self, layers: Sequence[mq.Layer]) -> list[str]:
+        return _raised_or_returned(self._unmatched)
+
+
+def _raised_or_returned(value: Any) -> Any:
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+def test_asking_for_a_target_names_who_answers_wrongly() -> None:
+    """A word that is no target is an error; an exception gains a note."""
+    assert ask_target(EvasiveRule("int8"), linear("a"), ORIGIN) == "int8"
+    with pytest.raises(mq.PluginError, match=r"EvasiveRule.* of example 2\.0 wants layer 'a' reduced to 'int3'"):
+        ask_target(EvasiveRule("int3"), linear("a"), ORIGIN)
+    with pytest.raises(KeyError) as caught:
+        ask_target(EvasiveRule(KeyError("lost")), linear("a"), ORIGIN)
+    assert any("of example 2.0, asked what to reduce layer 'a' to" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("answer", [None, "a", ("a",), [3]])
+def test_asking_what_matched_nothing_names_who_answers_wrongly(answer: Any) -> None:
+    """Anything but a list of texts is an error; an exception gains a note."""
+    assert ask_unmatched(EvasiveRule(unmatched=["gate"]), [linear("a")], ORIGIN) == ["gate"]
+    with pytest.raises(mq.PluginError, match=r"of example 2\.0 says that .* matched no layer: return a list of str"):
+        ask_unmatched(EvasiveRule(unmatched=answer), [linear("a")], ORIGIN)
+    with pytest.raises(KeyError) as caught:
+        ask_unmatched(EvasiveRule(unmatched=KeyError("lost")), [linear("a")], ORIGIN)
+    assert any("of example 2.0, asked which of its entries match" in note for note in caught.value.__notes__)
 
 
 def test_combinations_are_flat() -> None:

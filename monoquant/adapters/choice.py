@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import attrs
 import torch
@@ -21,6 +22,8 @@ from monoquant.adapters.tensors import TensorAdapter
 from monoquant.modules.packed_module import PREFIX, PackedModule, packed_class
 from monoquant.modules.reparametrized import compute, computed_weights
 from monoquant.numerics.matrix_form import MatrixForm
+
+T = TypeVar("T")
 
 BUILT_IN_ADAPTERS: tuple[ModuleAdapter, ...] = (
     LinearAdapter(),
@@ -58,17 +61,28 @@ def examine(module: nn.Module, adapters: Iterable[ModuleAdapter]) -> Packable | 
         How, or what is in the way.
     """
     weights = readable_weights(module)
-    adapter = next(one for one in adapters if one.claims(module))
+    adapter = next(one for one in adapters if _asked(one, module, lambda one: one.claims(module)))
     obstacle = _obstacle_in_class(module)
     if obstacle is not None:
         return obstacle
-    forms = adapter.forms(module, weights)
+    forms = _asked(adapter, module, lambda one: one.forms(module, weights))
     if isinstance(forms, Obstacle):
         return forms
     obstacles = (obstacle_in_tensor(name, weights[name]) for name in forms)
     found = next((obstacle for obstacle in obstacles if obstacle is not None), None)
     found = found or _obstacle_in_names(module, forms) or _obstacle_to_subclassing(module, forms)
     return found or Packable(adapter, forms)
+
+
+def _asked(adapter: ModuleAdapter, module: nn.Module, question: Callable[[ModuleAdapter], T]) -> T:
+    try:
+        return question(adapter)
+    except Exception as error:
+        kind = type(adapter)
+        error.add_note(
+            f"raised by the adapter {kind.__module__}.{kind.__name__}, asked about a {type(module).__name__}"
+        )
+        raise
 
 
 def readable_weights(module: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import attrs
 import torch
 from torch import Tensor
@@ -50,7 +53,10 @@ def solve(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: Inp
         PassError: When the algorithm returns what no packed matrix can hold.
     """
     problem = _problem(algorithm, matrix, scheme, known)
-    solution = algorithm.solve(problem)
+    with _named_in_errors(algorithm):
+        solution: object = algorithm.solve(problem)
+    if not isinstance(solution, Solution):
+        raise PassError(f"algorithm {algorithm.name!r} returned {solution!r}: return a Solution from its solve()")
     wrong = _flaw(solution.codes, problem)
     if wrong:
         raise PassError(f"algorithm {algorithm.name!r} returned {wrong}: correct its solve()")
@@ -74,7 +80,8 @@ def input_scale(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, know
         PassError: When the algorithm returns something else.
     """
     problem = _problem(algorithm, matrix, scheme, known)
-    found = algorithm.input_scale(problem)
+    with _named_in_errors(algorithm):
+        found = algorithm.input_scale(problem)
     if found is None:
         return None
     given, columns = (tuple(found.shape), found.dtype), problem.weight.shape[1]
@@ -84,6 +91,16 @@ def input_scale(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, know
             f"not positive and finite, for {columns} columns: correct its input_scale()"
         )
     return found[: matrix.shape[1]]
+
+
+@contextmanager
+def _named_in_errors(algorithm: WeightAlgorithm) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        who = f"{type(algorithm).__module__}.{type(algorithm).__name__}"
+        error.add_note(f"raised by the algorithm {algorithm.name!r}, {who}")
+        raise
 
 
 def _problem(

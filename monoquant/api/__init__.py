@@ -1,7 +1,19 @@
-"""The functions most people call; each builds a Quantizer and runs it."""
+"""The functions most people call; each builds a Quantizer and runs it, or keeps what it gave."""
 
+from monoquant.api.files import load, load_report, render_report, save, save_report
 from monoquant.api.judging import check_accuracy_warnings, get_layers_to_skip
 from monoquant.api.quantizing import quantize
 from monoquant.api.with_inputs import dynamic_quantize, static_quantize
 
-__all__ = ["check_accuracy_warnings", "dynamic_quantize", "get_layers_to_skip", "quantize", "static_quantize"]
+__all__ = [
+    "check_accuracy_warnings",
+    "dynamic_quantize",
+    "get_layers_to_skip",
+    "load",
+    "load_report",
+    "quantize",
+    "render_report",
+    "save",
+    "save_report",
+    "static_quantize",
+]

@@ -17,7 +17,7 @@ from monoquant.comparison import Comparison
 from monoquant.data_run import Progress
 from monoquant.errors import ConfigError, require_flag
 from monoquant.formats.weights_file import read_weights
-from monoquant.hooks import PluginManager
+from monoquant.hooks import Plugins, manager_of
 from monoquant.modules.tensor_holder import hold
 from monoquant.passes.accuracy_warning import AccuracyWarningPass
 from monoquant.passes.base import Pass
@@ -37,6 +37,7 @@ from monoquant.precision import (
     secondary_passes,
 )
 from monoquant.quantizer import Quantizer, QuantResult
+from monoquant.ranges import ObserverKind
 from monoquant.registry import own_adapters
 from monoquant.rules import AnyRule, SkipRule
 from monoquant.verdict import require_policy
@@ -56,7 +57,7 @@ def quantize(
     symmetric: bool | None = None,
     scale_dtype: torch.dtype | None = None,
     activations: Activations | None = None,
-    observer: str = "minmax",
+    observer: str | ObserverKind = "minmax",
     quality: Quality = "auto",
     algorithm: str | WeightAlgorithm | None = None,
     target_bits_per_weight: float | None = None,
@@ -86,7 +87,7 @@ def quantize(
     sqnr_warning_threshold: float = 20.0,
     sqnr_error_threshold: float = 10.0,
     inplace: bool = False,
-    plugins: bool = True,
+    plugins: Plugins = True,
 ) -> QuantResult:
     """Reduce the weight matrices of a model, and measure what it cost.
 
@@ -137,7 +138,8 @@ def quantize(
         sqnr_warning_threshold: dB; default 20.
         sqnr_error_threshold: dB; default 10.
         inplace: Change ``model`` itself; default False.
-        plugins: Whether installed plugins take part; default True.
+        plugins: Whether installed plugins take part; default True. A list adds to them: paths of ``.py`` files (which
+            are executed), modules, or objects; ``"no:NAME"`` in it blocks one. Or a :class:`PluginManager`.
 
     Returns:
         ``QuantResult(model, info, report)``; of a state dict, ``result.model.state_dict()`` is the packed one.
@@ -150,8 +152,8 @@ def quantize(
         AccuracyError: When the damage is CRITICAL and ``accuracy_warning="error"``.
         PluginError: When an installed plugin is wrong.
     """
-    flags = {"add_default_skips": add_default_skips, "run_validation": run_validation, "plugins": plugins}
-    for name, value in {**flags, "inplace": inplace}.items():
+    flags = {"add_default_skips": add_default_skips, "run_validation": run_validation, "inplace": inplace}
+    for name, value in flags.items():
         require_flag(name, value)
     _require_measured_gate(accuracy_warning, run_validation)
     target = require_precision(bits, dtype, default="int4")
@@ -184,14 +186,14 @@ def quantize(
     compared = _comparison(compare, select, forward, run_validation)
     validation = ValidationPass(on_failure, compare=compared) if run_validation else None
     steps = (skips, calibration, budget, pack, *secondary_passes(target), validation, gate)
-    module = _as_module(model, calibration, activations, compare)
-    return _quantizer(steps, plugins, adapters).run(module, inplace=inplace)
+    quantizer = _quantizer(steps, plugins, adapters)
+    return quantizer.run(_as_module(model, calibration, activations, compare), inplace=inplace)
 
 
-def _quantizer(steps: Iterable[Pass | None], plugins: bool, adapters: Iterable[ModuleAdapter]) -> Quantizer:
+def _quantizer(steps: Iterable[Pass | None], plugins: Plugins, adapters: Iterable[ModuleAdapter]) -> Quantizer:
     passes = [step for step in steps if step is not None]
     scheme = next(step.scheme for step in passes if isinstance(step, PackPass))
-    registry = PluginManager(discover=plugins).registry(scheme)
+    registry = manager_of(plugins).registry(scheme)
     return Quantizer(passes, attrs.evolve(registry, adapters=(*own_adapters(adapters), *registry.adapters)))
 
 

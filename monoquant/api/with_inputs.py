@@ -11,12 +11,14 @@ from torch import nn
 from monoquant.api.quantizing import Policy, quantize
 from monoquant.batches import Forward
 from monoquant.errors import ConfigError, InputError
+from monoquant.hooks import Plugins
 from monoquant.passes.skip_selection import Names, Types, name_rules, type_rules
 from monoquant.precision import (
     DTYPES,
     Quality,
     require_precision,
 )
+from monoquant.ranges import ObserverKind
 from monoquant.report import QuantizationInfo
 
 
@@ -42,10 +44,11 @@ def static_quantize(
     sqnr_warning_threshold: float = 20.0,
     sqnr_error_threshold: float = 10.0,
     *,
-    observer: str = "minmax",
+    observer: str | ObserverKind = "minmax",
     quality: Quality = "auto",
     select: int | str | None = None,
     forward: Forward | None = None,
+    plugins: Plugins = True,
 ) -> tuple[nn.Module, QuantizationInfo]:
     """Quantize a copy of a model with calibration data; :func:`quantize` with the parameters existing users know.
 
@@ -77,6 +80,7 @@ def static_quantize(
         quality: How much is done to choose INT4 codes well; default ``"auto"``, which is best; see :func:`quantize`.
         select: Position or key of the batch item that is the model's input, for ``(input, label)`` batches.
         forward: ``forward(model, batch)``, where the input alone does not do.
+        plugins: Whether installed plugins take part; default True; see :func:`quantize`.
 
     Returns:
         The quantized copy and its QuantizationInfo.
@@ -111,6 +115,7 @@ def static_quantize(
         accuracy_warning=accuracy_warning,
         sqnr_warning_threshold=sqnr_warning_threshold,
         sqnr_error_threshold=sqnr_error_threshold,
+        plugins=plugins,
     )
     return result.model, result.info
 
@@ -129,6 +134,8 @@ def dynamic_quantize(
     accuracy_warning: Policy = "warn",
     sqnr_warning_threshold: float = 20.0,
     sqnr_error_threshold: float = 10.0,
+    *,
+    plugins: Plugins = True,
 ) -> tuple[nn.Module, QuantizationInfo]:
     """Quantize a copy of a model without data: INT8 with inputs quantized on each call, or 16-bit weights.
 
@@ -147,6 +154,7 @@ def dynamic_quantize(
         accuracy_warning: ``"warn"`` (default), ``"error"`` or ``"ignore"`` when the damage is large.
         sqnr_warning_threshold: dB; default 20.
         sqnr_error_threshold: dB; default 10.
+        plugins: Whether installed plugins take part; default True; see :func:`quantize`.
 
     Returns:
         The quantized copy and its QuantizationInfo.
@@ -172,5 +180,6 @@ def dynamic_quantize(
         accuracy_warning=accuracy_warning,
         sqnr_warning_threshold=sqnr_warning_threshold,
         sqnr_error_threshold=sqnr_error_threshold,
+        plugins=plugins,
     )
     return result.model, result.info

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar
 
 import attrs
 import torch
@@ -15,12 +14,11 @@ from torch import Tensor, nn
 from monoquant.adapters.base import ModuleAdapter
 from monoquant.container import read_container, refuse_unknown_kinds, write_container
 from monoquant.errors import FileError
+from monoquant.formats.base import Exporter
 from monoquant.formats.filling import PackedAs, examine, fill
-from monoquant.hooks import PluginManager
 from monoquant.modules.packed_module import PackedModule
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.quantizer import QuantResult
-from monoquant.registry import known_adapters
 from monoquant.report import LayerReport, QuantReport
 from monoquant.report.plain import dtype_named, from_plain, to_plain
 from monoquant.source import joined, names_of_modules, persistent_tensors, tensor_identity
@@ -29,60 +27,41 @@ from monoquant.values import PACKABLE_DTYPES, Action
 FORMAT = "monoquant"
 FORMAT_VERSION = 1
 
-M = TypeVar("M", bound=nn.Module)
+
+class NativeExporter(Exporter):
+    """Writes what :func:`load` reads: one safetensors file with canonical tensors, decisions and report."""
+
+    name: ClassVar[str] = FORMAT
+    suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
+
+    def write(self, result: QuantResult, path: Path) -> None:
+        if path.suffix != ".safetensors":
+            raise FileError(f"{path}: give a name that ends in .safetensors")
+        changes = _dtype_changes(result, path)
+        tensors, aliases = _without_copies(_state(result.model))
+        metadata = {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "dtypes": json.dumps(changes, separators=(",", ":")),
+            "forms": json.dumps(to_plain(_special_forms(result)), separators=(",", ":")),
+            "aliases": json.dumps(aliases, separators=(",", ":")),
+            "report": json.dumps(result.report.to_dict(), separators=(",", ":")),
+        }
+        write_container(path, tensors, metadata)
 
 
-def save(result: QuantResult, path: str | os.PathLike[str]) -> None:
-    """Write a quantized model to one ``.safetensors`` file, completely or not at all.
-
-    Args:
-        result: What :func:`quantize` or a Quantizer returned.
-        path: Target, ending in ``.safetensors``; an existing file is replaced.
-
-    Raises:
-        FileError: When the target cannot be written, or the model holds state that is not a tensor.
-    """
-    target = _as_path(path)
-    if target.suffix != ".safetensors":
-        raise FileError(f"{target}: give a name that ends in .safetensors")
-    if not isinstance(result, QuantResult):
-        kind = type(result).__name__
-        raise FileError(f"save takes the QuantResult that quantize() returned, not a {kind} (as of static_quantize())")
-    changes = _dtype_changes(result, target)
-    tensors, aliases = _without_copies(_state(result.model))
-    metadata = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "dtypes": json.dumps(changes, separators=(",", ":")),
-        "forms": json.dumps(to_plain(_special_forms(result)), separators=(",", ":")),
-        "aliases": json.dumps(aliases, separators=(",", ":")),
-        "report": json.dumps(result.report.to_dict(), separators=(",", ":")),
-    }
-    write_container(target, tensors, metadata)
-
-
-def load(path: str | os.PathLike[str], model: M, *, adapters: Iterable[ModuleAdapter] = ()) -> M:
-    """Put a saved quantized model into a freshly built float model of the same architecture.
+def load_into(model: nn.Module, path: Path, adapters: Sequence[ModuleAdapter]) -> None:
+    """Turn a float model into the quantized one that a file holds.
 
     Args:
-        path: A file written by :func:`save`.
-        model: The float model, on any device, meta included; it is changed in place, taking the file's dtypes. Its own
-            values do not matter.
-        adapters: Adapters for the model's own kinds of modules, besides those of installed plugins; default none.
-
-    Returns:
-        ``model``, its packed layers in place.
+        model: Of the same architecture, on any device; changed in place.
+        path: A file that :class:`NativeExporter` wrote.
+        adapters: All there are, in the order in which they are asked.
 
     Raises:
         FileError: When the file is damaged, of another format or version, or does not fit the model; ``model`` is
             then as it was.
     """
-    with torch.inference_mode(False):  # or the model could not be trained afterwards
-        _load_into(model, _as_path(path), known_adapters(adapters, PluginManager().adapters()))
-    return model
-
-
-def _load_into(model: nn.Module, path: Path, adapters: list[ModuleAdapter]) -> None:
     tensors, metadata = read_container(path)
     stored = _parse(path, metadata)
     lost = sorted(set(stored.aliases.values()) - set(tensors))
@@ -96,22 +75,16 @@ def _load_into(model: nn.Module, path: Path, adapters: list[ModuleAdapter]) -> N
     fill(model, state, fit.packed)
 
 
-def load_report(path: str | os.PathLike[str]) -> QuantReport:
+def read_report(path: Path) -> QuantReport:
     """Read the report that is stored in a file.
 
     Args:
-        path: A file written by :func:`save`.
+        path: A file that :class:`NativeExporter` wrote.
 
     Raises:
         FileError: When the file is damaged or of another format or version.
     """
-    return _parse(path, read_container(_as_path(path))[1]).report
-
-
-def _as_path(path: str | os.PathLike[str]) -> Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise FileError(f"{path!r} is not a path: give the name of a file")
-    return Path(path)
+    return _parse(path, read_container(path)[1]).report
 
 
 @attrs.frozen
@@ -121,7 +94,7 @@ class _Stored:
     packed: dict[str, PackedAs]
 
 
-def _parse(path: str | os.PathLike[str], metadata: dict[str, str]) -> _Stored:
+def _parse(path: Path, metadata: dict[str, str]) -> _Stored:
     if metadata.get("format") != FORMAT:
         raise FileError(f"{path}: not written by monoquant.save (format {metadata.get('format')!r})")
     version = metadata.get("format_version")

@@ -1,6 +1,7 @@
 """Plugins: the hooks they implement, and how they are found. The only place that knows pluggy."""
 
-from monoquant.hooks.manager import PluginManager
+from monoquant.hooks.choosing import Plugins, list_plugins, manager_of
+from monoquant.hooks.manager import PluginInfo, PluginManager
 from monoquant.hooks.specs import hookimpl
 
-__all__ = ["PluginManager", "hookimpl"]
+__all__ = ["PluginInfo", "PluginManager", "Plugins", "hookimpl", "list_plugins", "manager_of"]

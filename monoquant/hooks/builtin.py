@@ -1,4 +1,4 @@
-"""monoquant's own checks and adapters, registered the way a plugin registers its own."""
+"""What monoquant itself contributes, registered the way a plugin registers its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections.abc import Iterable
 
 from monoquant.adapters.base import ModuleAdapter
 from monoquant.adapters.choice import BUILT_IN_ADAPTERS
+from monoquant.algorithms.base import WeightAlgorithm
+from monoquant.algorithms.choice import ALGORITHMS
 from monoquant.checks import BUILT_IN_CHECKS, WarningCheck
+from monoquant.formats.base import Exporter
+from monoquant.formats.native import NativeExporter
 from monoquant.hooks.specs import hookimpl
+from monoquant.ranges import BUILT_IN_OBSERVERS, ObserverKind
+from monoquant.report.reporters import BUILT_IN_REPORTERS, Reporter
 from monoquant.values import AnyScheme
 
 
@@ -23,3 +29,27 @@ def monoquant_register_warning_checks(
 def monoquant_register_module_adapters() -> Iterable[ModuleAdapter]:
     """Register the built-in adapters."""
     return BUILT_IN_ADAPTERS
+
+
+@hookimpl
+def monoquant_register_algorithms() -> Iterable[WeightAlgorithm]:
+    """Register the built-in algorithms."""
+    return ALGORITHMS
+
+
+@hookimpl
+def monoquant_register_observers() -> Iterable[ObserverKind]:
+    """Register the built-in observers."""
+    return BUILT_IN_OBSERVERS
+
+
+@hookimpl
+def monoquant_register_exporters() -> Iterable[Exporter]:
+    """Register monoquant's own file format."""
+    return [NativeExporter()]
+
+
+@hookimpl
+def monoquant_register_reporters() -> Iterable[Reporter]:
+    """Register the table and JSON."""
+    return BUILT_IN_REPORTERS

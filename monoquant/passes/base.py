@@ -7,14 +7,17 @@ from typing import ClassVar
 import attrs
 
 from monoquant.context import QuantContext
+from monoquant.registry import Registry
 
 
 @attrs.frozen
 class Pass:
     """One step of the pipeline: settings as fields, work in methods. Reusable: a run leaves nothing in it.
 
-    A Quantizer calls, in this order: ``plan`` of every pass; then, unless it is a dry run, ``prepare`` of every pass;
-    then ``requires``, ``run`` and ``ensures`` pass by pass. Override what you need; most passes override ``run`` only.
+    A Quantizer calls ``bound`` when it is built. For each model it calls, in this order: ``plan`` of every pass; then,
+    unless it is a dry run, ``prepare`` of every pass; then ``requires``, ``run`` and ``ensures`` pass by pass. Override
+    what you need; most passes override ``run`` only. The docstring of QuantContext says which of its fields who may
+    write, and when; the Quantizer holds passes to that.
 
     Attributes:
         follows: Passes of which one instance each must stand earlier in the pipeline.
@@ -27,6 +30,20 @@ class Pass:
     after: ClassVar[tuple[type[Pass], ...]] = ()
     before: ClassVar[tuple[type[Pass], ...]] = ()
     single: ClassVar[bool] = False
+
+    def bound(self, registry: Registry) -> Pass:
+        """Look up what settings mean by name; called when a Quantizer is built, before any model is seen.
+
+        Args:
+            registry: What there is, with what plugins bring.
+
+        Returns:
+            The pass that will run: itself (default), or one with values in place of names.
+
+        Raises:
+            ConfigError: For a name that nothing is registered under, as ``registry.algorithm(name)`` raises it.
+        """
+        return self
 
     def plan(self, context: QuantContext) -> None:
         """Decide about layers with ``context.decide``, from names, types and shapes (weights may be meta).

@@ -20,6 +20,7 @@ from monoquant.folding import Folder
 from monoquant.modules.packed_layer import Represented
 from monoquant.passes.code_pack import refuse_large_scales
 from monoquant.passes.pack import PackPass, Represent
+from monoquant.registry import Registry
 from monoquant.values import AnyScheme, Scheme
 
 AUTO = "auto"
@@ -42,8 +43,8 @@ class Int4PackPass(PackPass):
         symmetric: False (default): codes 0..15 with a zero_point per group. True: codes -8..7.
         scale_dtype: torch.float16 (default), torch.bfloat16 or torch.float32.
         algorithm: How codes are chosen: ``"round_to_nearest"``; ``"clip_search"``, ``"gptq"`` and ``"awq"``, which fit
-            them to calibration data; or a WeightAlgorithm of your own. ``"auto"`` (default): gptq where there is a
-            CalibrationPass, round_to_nearest elsewhere.
+            them to calibration data; the name of one that a plugin brings; or a WeightAlgorithm of your own.
+            ``"auto"`` (default): gptq where there is a CalibrationPass, round_to_nearest elsewhere.
         correct_bias: Whether biases make up for what the error of a weight adds to its product on average, where
             calibration saw its inputs; default True.
     """
@@ -58,6 +59,9 @@ class Int4PackPass(PackPass):
 
     def __attrs_post_init__(self) -> None:
         _ = self.scheme  # refuses bad settings now rather than in the run
+
+    def bound(self, registry: Registry) -> Int4PackPass:
+        return self if self.algorithm is None else attrs.evolve(self, algorithm=registry.algorithm(self.algorithm))
 
     @property
     def scheme(self) -> Scheme:

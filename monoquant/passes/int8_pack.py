@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 import torch
@@ -21,11 +21,17 @@ from monoquant.passes.calibration import CalibrationPass
 from monoquant.passes.code_pack import refuse_large_scales
 from monoquant.passes.pack import PackPass
 from monoquant.passes.skip_selection import SkipSelectionPass
-from monoquant.ranges import AutoObserver, RangeObserver, observer_named
+from monoquant.ranges import AutoObserver, ObserverKind, RangeObserver
+from monoquant.registry import Registry
 from monoquant.values import AnyScheme, Finding, Layer, Scheme, Severity
 
 _SIGN = 128
 """Observers count codes from 0, integer products take signed ones."""
+
+
+def _check_observer(_instance: Any, _attribute: Any, value: Any) -> None:
+    if not isinstance(value, (str, ObserverKind)):
+        raise ConfigError(f"observer={value!r}: give a name, such as 'histogram', or an ObserverKind")
 
 
 @attrs.frozen
@@ -41,8 +47,8 @@ class Int8PackPass(PackPass):
         scale_dtype: torch.float32 (default), torch.bfloat16 or torch.float16.
         activations: None (default): weights only. ``"dynamic"``: each input row is quantized on each call.
             ``"static"``: inputs are quantized with a range from calibration, which must stand earlier.
-        observer: How ``"static"`` finds ranges: ``"minmax"`` (default), ``"moving_average"``, ``"histogram"`` or
-            ``"auto"`` (experimental).
+        observer: How ``"static"`` finds ranges: ``"minmax"`` (default), ``"moving_average"``, ``"histogram"``,
+            ``"auto"`` (experimental), the name of one that a plugin brings, or an ObserverKind of your own.
     """
 
     single: ClassVar[bool] = True
@@ -51,13 +57,15 @@ class Int8PackPass(PackPass):
     symmetric: bool = True
     scale_dtype: torch.dtype = torch.float32
     activations: Literal["dynamic", "static"] | None = None
-    observer: str = "minmax"
+    observer: str | ObserverKind = attrs.field(default="minmax", validator=_check_observer)
 
     def __attrs_post_init__(self) -> None:
         _ = self.scheme  # refuses bad settings now rather than in the run
-        observer_named(self.observer)
         if self.observer != "minmax" and self.activations != "static":
             raise ConfigError(f"observer={self.observer!r} does nothing without activations='static'")
+
+    def bound(self, registry: Registry) -> Int8PackPass:
+        return attrs.evolve(self, observer=registry.observer(self.observer)) if self.activations == "static" else self
 
     @property
     def follows(self) -> tuple[type[Pass], ...]:  # type: ignore[override]  # depends on a setting
@@ -125,7 +133,7 @@ class Int8PackPass(PackPass):
         return [layer for layer, scheme in schemes.items() if scheme.activations == "static"]
 
     def _request(self, layer: str, context: QuantContext) -> InputRange:
-        return InputRange(self.observer, context.packable(layer).forms["weight"].columns)
+        return InputRange(context.registry.observer(self.observer), context.packable(layer).forms["weight"].columns)
 
     def _observer(self, layer: str, context: QuantContext) -> RangeObserver | None:
         return context.observer(layer, self._request(layer, context))

@@ -22,6 +22,7 @@ from monoquant.rules import (
     TypeRule,
     ask,
     ask_target,
+    ask_unmatched,
     most_careful,
 )
 from monoquant.values import BUILT_IN, CALLER, Action, Decision, Finding, Layer, Origin, Severity, Target
@@ -130,7 +131,7 @@ class SkipSelectionPass(Pass):
         context.report([*_unprotected(self.replaced_defaults, context)])
 
     def _report_unmatched(self, context: QuantContext, asked: Sequence[RegisteredRule]) -> None:
-        dead = [(entry, rule) for rule in asked for entry in rule.value.unmatched(context.layers)]
+        dead = [(entry, rule) for rule in asked for entry in ask_unmatched(rule.value, context.layers, rule.origin)]
         # A threshold is a limit: it does not claim that smaller layers exist, as a name or a class does.
         mistaken = [
             entry for entry, rule in dead if rule.origin == CALLER and not isinstance(rule.value, ThresholdRule)

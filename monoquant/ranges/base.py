@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import abc
 import copy
+from collections.abc import Callable
 from typing import Any, Self
 
 import attrs
 import torch
 from torch import Tensor
 
-from monoquant.errors import ConfigError, InputError
+from monoquant.errors import ConfigError, InputError, PluginError
 from monoquant.numerics.affine import round_away_from_zero
 
 MAX_BITS = 16
@@ -224,3 +225,36 @@ class RangeObserver(abc.ABC):
     @abc.abstractmethod
     def _limits(self) -> tuple[Tensor, Tensor]:
         """Low and high, float64 ``[channels]``, zero not yet included."""
+
+
+def _check_create(_instance: Any, _attribute: Any, value: Any) -> None:
+    if not callable(value):
+        raise ConfigError(f"create={value!r}: give a class, or a function that returns a fresh RangeObserver")
+
+
+@attrs.frozen
+class ObserverKind:
+    """A kind of observer by name, and how a fresh one is made: one for each layer.
+
+    Args:
+        name: What ``observer=...`` calls it.
+        create: Called without arguments; returns a RangeObserver that has seen nothing. A subclass, or a
+            ``functools.partial`` of one for other settings than its defaults.
+
+    Raises:
+        ConfigError: When ``create`` cannot be called.
+    """
+
+    name: str
+    create: Callable[[], RangeObserver] = attrs.field(validator=_check_create)
+
+    def observer(self) -> RangeObserver:
+        """A fresh observer.
+
+        Raises:
+            PluginError: When ``create`` returns something else.
+        """
+        made: object = self.create()
+        if not isinstance(made, RangeObserver):
+            raise PluginError(f"observer {self.name!r} made {made!r}: its create must return a fresh RangeObserver")
+        return made

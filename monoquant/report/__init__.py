@@ -3,6 +3,7 @@
 from monoquant.report.info import QuantizationInfo
 from monoquant.report.quant_report import QuantReport
 from monoquant.report.records import CalibrationFacts, ComparisonResult, LayerReport, ValidationResult
+from monoquant.report.reporters import Reporter
 from monoquant.report.tradeoff import Tradeoff
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "LayerReport",
     "QuantReport",
     "QuantizationInfo",
+    "Reporter",
     "Tradeoff",
     "ValidationResult",
 ]

@@ -183,7 +183,10 @@ def test_an_axis_that_is_not_there_is_an_error_that_names_the_layer() -> None:
     """Raised while planning, before any work."""
     with pytest.raises(mq.ConfigError, match="axis=5") as caught:
         mq.quantize(Projection(), adapters=[mq.ParameterAdapter(Projection, {"matrix": 5})])
-    assert any("Int4PackPass.plan" in note for note in caught.value.__notes__)
+    notes = "\n".join(caught.value.__notes__)
+    assert "raised by the adapter monoquant.adapters.parameters.ParameterAdapter, asked about a Projection" in notes
+    assert "raised on layer ''" in notes
+    assert "Int4PackPass.plan" in notes
 
 
 @pytest.mark.parametrize(

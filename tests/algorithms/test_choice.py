@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 import monoquant as mq
 from monoquant.algorithms.base import Solution, WeightAlgorithm, WeightProblem
-from monoquant.algorithms.choice import ALGORITHMS, algorithm_named
+from monoquant.algorithms.choice import ALGORITHMS, NamedAlgorithm, algorithm_named
 from monoquant.algorithms.gptq import Gptq
 
 
@@ -33,7 +34,16 @@ def test_an_algorithm_is_taken_as_it_is() -> None:
     assert algorithm_named(careful) is careful
 
 
-@pytest.mark.parametrize("given", ["GPTQ", "awk", "", "auto", 4, None, Gptq, ["gptq"]])
+def test_other_names_stand_for_what_a_plugin_may_bring() -> None:
+    """They are looked up when a Quantizer is built; until then there is nothing that could solve a problem."""
+    named = algorithm_named("hqq")
+    assert named == NamedAlgorithm("hqq")
+    assert named.name == "hqq"
+    with pytest.raises(mq.PassError, match="'hqq' is only a name so far: run its pass in a Quantizer"):
+        named.solve(WeightProblem(torch.ones(1, 1), 1, mq.Scheme()))
+
+
+@pytest.mark.parametrize("given", ["", 4, None, Gptq, ["gptq"]])
 def test_anything_else_is_refused(given: Any) -> None:
     """The error names what was given, and what would be right."""
     with pytest.raises(

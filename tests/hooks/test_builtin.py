@@ -6,8 +6,12 @@ import pytest
 
 import monoquant as mq
 from monoquant.adapters.choice import BUILT_IN_ADAPTERS
+from monoquant.algorithms.choice import ALGORITHMS
 from monoquant.checks import BUILT_IN_CHECKS
+from monoquant.formats.native import NativeExporter
 from monoquant.hooks import PluginManager, builtin, specs
+from monoquant.ranges import BUILT_IN_OBSERVERS
+from monoquant.report.reporters import BUILT_IN_REPORTERS
 from monoquant.values import BUILT_IN
 
 
@@ -25,6 +29,24 @@ def test_built_in_adapters_are_marked_hooks() -> None:
     assert tuple(implementation()) == BUILT_IN_ADAPTERS
     adapters = PluginManager(discover=False).adapters()
     assert adapters == tuple(mq.Registered(adapter, BUILT_IN) for adapter in BUILT_IN_ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("algorithms", ALGORITHMS), ("observers", BUILT_IN_OBSERVERS), ("reporters", BUILT_IN_REPORTERS)],
+)
+def test_what_is_named_is_registered_by_marked_hooks(name: str, values: tuple[object, ...]) -> None:
+    """Algorithms, observers and reporters as well."""
+    implementation = getattr(builtin, f"monoquant_register_{name}")
+    assert hasattr(implementation, f"{specs.PROJECT}_impl")
+    assert tuple(implementation()) == values
+
+
+def test_the_own_format_is_registered_by_a_marked_hook() -> None:
+    """So that nothing but hooks brings formats."""
+    (entry,) = PluginManager(discover=False).exporters()
+    assert (type(entry.value), entry.origin) == (NativeExporter, BUILT_IN)
+    assert [entry.value.name for entry in PluginManager(discover=False).reporters()] == ["text", "json"]
 
 
 def test_manager_and_bare_registry_agree_on_built_ins() -> None:

@@ -7,13 +7,16 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import attrs
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import monoquant as mq
 from monoquant.hooks import PluginManager
+from monoquant.ranges import MinMaxObserver
 
 RULES_HOOK = "monoquant_register_skip_rules"
 CHECKS_HOOK = "monoquant_register_warning_checks"
@@ -118,6 +121,82 @@ def test_registration_order_never_changes_the_registry(names: list[str]) -> None
         return manager_with(*plugins).registry(SCHEME)
 
     assert registry(names) == registry(sorted(names))
+
+
+class Nearest(mq.WeightAlgorithm):
+    """An algorithm with a name of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # type: ignore[misc]
+
+    def solve(self, problem: mq.WeightProblem) -> mq.Solution:
+        return mq.RoundToNearest().solve(problem)
+
+
+@attrs.frozen
+class NotedPass(mq.Pass):
+    """A pass that takes part."""
+
+    follows = (mq.SkipSelectionPass,)
+    name: str = ""
+
+    def run(self, context: mq.QuantContext) -> None:
+        context.report([mq.Finding("noted", mq.Severity.INFO, f"{self.name} was here.", origin=mq.Origin(self.name))])
+
+
+def full_plugin(name: str, calls: list[str]) -> types.ModuleType:
+    """A module that brings something of every kind that a run uses."""
+    hooks: dict[str, Callable[..., Any]] = {
+        RULES_HOOK: returning([mq.NameRule(f"{name}_gate"), mq.ThresholdRule(len(name))]),
+        CHECKS_HOOK: returning([QuietCheck()]),
+        ADAPTERS_HOOK: returning([mq.ParameterAdapter(nn.Bilinear, {"weight": len(name) % 3})]),
+        "monoquant_register_algorithms": returning([Nearest(name)]),
+        "monoquant_register_observers": returning([mq.ObserverKind(name, MinMaxObserver)]),
+        "monoquant_register_passes": returning([NotedPass(name)]),
+        "monoquant_before_pass": mq.hookimpl(lambda: calls.append(name)),
+    }
+    return make_plugin(**hooks)
+
+
+@given(st.permutations(["ant", "bee", "mole", "zebra"]))
+def test_order_of_registration_changes_nothing_at_all(names: list[str]) -> None:
+    """With plugins that bring every kind of thing: what is found, what happens, and what the report says."""
+
+    def outcome(order: Iterable[str]) -> tuple[Any, ...]:
+        calls: list[str] = []
+        manager = PluginManager(discover=False)
+        for name in order:
+            manager.register(full_plugin(name, calls), mq.Origin(name, "1"))
+        registry = manager.registry(SCHEME)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(64, 32))
+        passes = [mq.SkipSelectionPass(), mq.Int4PackPass(algorithm="bee"), mq.AccuracyWarningPass("ignore")]
+        result = mq.Quantizer(passes, registry).run(model)
+        found = [
+            [(repr(type(entry.value)), entry.origin) for entry in getattr(registry, field.name)]
+            for field in attrs.fields(mq.Registry)
+            if field.name not in ("plugins", "blocked")
+        ]
+        return found, registry.plugins, calls, result.report, str(result.report)
+
+    assert outcome(names) == outcome(sorted(names))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations("abc")))
+def test_plugins_of_one_distribution_keep_the_order_of_their_names(order: tuple[str, ...]) -> None:
+    """Also where what they bring reads alike, as functions do."""
+    calls: list[str] = []
+
+    def watching(name: str) -> types.ModuleType:
+        return make_plugin(monoquant_before_pass=mq.hookimpl(lambda: calls.append(name)))
+
+    manager = PluginManager(discover=False)
+    for name in order:
+        manager.register(watching(name), ORIGIN, f"example:{name}")
+    for watcher in manager.registry(SCHEME).watchers:
+        watcher.value.before(None, None)
+    assert calls == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations("abc")))

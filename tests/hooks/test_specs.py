@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -11,10 +13,20 @@ import pytest
 import monoquant as mq
 from monoquant.hooks import specs
 
+SCHEME = {"scheme": mq.Scheme | mq.HalfScheme}
+WATCHED: dict[str, Any] = {"pass_": mq.Pass, "context": mq.QuantContext}
+
 SIGNATURES: dict[str, tuple[dict[str, Any], Any]] = {
-    "monoquant_register_skip_rules": ({"scheme": mq.Scheme | mq.HalfScheme}, Iterable[mq.SkipRule]),
-    "monoquant_register_warning_checks": ({"scheme": mq.Scheme | mq.HalfScheme}, Iterable[mq.WarningCheck]),
+    "monoquant_register_skip_rules": (SCHEME, Iterable[mq.SkipRule]),
+    "monoquant_register_warning_checks": (SCHEME, Iterable[mq.WarningCheck]),
     "monoquant_register_module_adapters": ({}, Iterable[mq.ModuleAdapter]),
+    "monoquant_register_algorithms": ({}, Iterable[mq.WeightAlgorithm]),
+    "monoquant_register_observers": ({}, Iterable[mq.ObserverKind]),
+    "monoquant_register_passes": (SCHEME, Iterable[mq.Pass]),
+    "monoquant_register_exporters": ({}, Iterable[mq.Exporter]),
+    "monoquant_register_reporters": ({}, Iterable[mq.Reporter]),
+    "monoquant_before_pass": (WATCHED, type(None)),
+    "monoquant_after_pass": ({**WATCHED, "error": BaseException | None}, type(None)),
 }
 
 
@@ -47,10 +59,25 @@ def test_arguments_are_plain(name: str) -> None:
 def test_every_hook_is_documented(name: str) -> None:
     """The docstring tells when the hook is called, what it gets and what it returns."""
     documentation = inspect.getdoc(_hooks()[name]) or ""
-    assert "Called once per Quantizer" in documentation
-    assert "Returns:" in documentation
+    assert "\nCalled " in documentation
+    assert ("Returns:" in documentation) == name.startswith("monoquant_register_")
     for argument in SIGNATURES[name][0]:
-        assert f"{argument}:" in documentation
+        assert f"\n    {argument}: " in documentation
+
+
+def test_every_hook_has_a_test_of_its_name() -> None:
+    """Somebody who wants to know what a hook does finds it done, in tests/hooks/test_hooks.py."""
+    text = Path(__file__).with_name("test_hooks.py").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^def test_(monoquant_\w+)\(", text, re.MULTILINE)) == specs.hook_names()
+
+
+def test_the_reference_has_the_exact_signature_of_every_hook() -> None:
+    """And of no other: docs/plugins.md shows each as it stands in the source, annotations included."""
+    documentation = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    reference = documentation.split("\n## The hooks\n")[1].split("\n## ")[0]
+    shown = re.findall(r"^def (monoquant_\w+\(.*)$", reference, re.MULTILINE)
+    lines = [inspect.getsource(hook).split("def ", 1)[1].split("\n")[0] for hook in _hooks().values()]
+    assert shown == [line.split(":  #")[0].removesuffix(":") + ": ..." for line in lines]
 
 
 def test_hooks_start_with_the_prefix() -> None:

@@ -277,6 +277,39 @@ def test_a_bad_algorithm_is_named_with_its_layer(unchanged: Any) -> None:
     check()
 
 
+@pytest.mark.parametrize("answer", [None, 3, (1, 2)])
+def test_an_algorithm_that_returns_no_solution_is_named(answer: Any) -> None:
+    """Rather than the first thing that its answer lacks."""
+
+    class Bad(Ceiling):
+        name = "bad"
+
+        def solve(self, problem: WeightProblem) -> Any:
+            return answer
+
+    with pytest.raises(mq.PassError, match=r"algorithm 'bad' returned .*: return a Solution from its solve"):
+        mq.quantize(build(), algorithm=Bad(), **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("base", "method", "where"),
+    [(mq.RoundToNearest, "solve", "Int4PackPass.run, layer '0'"), (mq.Awq, "input_scale", "Int4PackPass.run")],
+)
+def test_an_algorithm_that_raises_is_named(base: type[mq.WeightAlgorithm], method: str, where: str) -> None:
+    """Its own exception, with notes that tell whose it is; where one matrix is coded, of which layer."""
+
+    def fail(_: Any, problem: WeightProblem) -> Any:
+        raise KeyError("lost")
+
+    kind = type("Raising", (base,), {"name": "raising", "needs": Needs.SQUARES, method: fail})
+    foldable = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES))
+    with pytest.raises(KeyError) as caught:
+        mq.quantize(foldable, algorithm=kind(), calibration_data=[data()], **QUIET)
+    notes = "\n".join(caught.value.__notes__)
+    assert "raised by the algorithm 'raising', " in notes
+    assert where in notes
+
+
 @pytest.mark.parametrize("algorithm", ["gptq", "clip_search"])
 def test_two_runs_give_the_same_bytes(algorithm: str) -> None:
     """Whatever ran before, and whatever the global random state is."""

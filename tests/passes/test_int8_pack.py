@@ -161,7 +161,7 @@ def test_static_needs_calibration_earlier(model: Mixed) -> None:
         ({"activations": "dynamic", "group_size": 32}, "one scale per output channel"),
         ({"activations": "static", "symmetric": False}, "symmetric 8-bit weights"),
         ({"observer": "histogram"}, "does nothing without activations='static'"),
-        ({"observer": "guess", "activations": "static"}, "observer"),
+        ({"observer": 3, "activations": "static"}, "observer=3: give a name, such as 'histogram', or an ObserverKind"),
         ({"group_size": 0}, "group_size=0"),
         ({"scale_dtype": torch.int8}, "scale_dtype=torch.int8"),
     ],

@@ -272,7 +272,9 @@ def test_a_layer_that_does_not_load_back_is_named(small: nn.Module, monkeypatch:
 def test_validation_needs_packed_layers(small: nn.Module) -> None:
     """A pass that takes packed weights away is caught before anything is measured."""
 
-    class Thief(mq.Pass):
+    class Thief(mq.PackPass):
+        scheme = mq.Scheme(8)
+
         def run(self, context: mq.QuantContext) -> None:
             del context.packed["blocks.0.up"]
 

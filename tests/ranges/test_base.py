@@ -1,6 +1,7 @@
 """What all observers do with what they are shown: shapes, dtypes, channels, and what they refuse."""
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monoquant.errors import ConfigError, InputError
+from monoquant.errors import ConfigError, InputError, PluginError
 from monoquant.ranges import (
+    BUILT_IN_OBSERVERS,
     AutoObserver,
     HistogramObserver,
     MinMaxObserver,
     MovingAverageObserver,
+    ObserverKind,
     RangeObserver,
-    observer_named,
 )
 from monoquant.testing.strategies import weights
 
@@ -25,6 +27,12 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.flo
 CLASSES = (MinMaxObserver, MovingAverageObserver, HistogramObserver, AutoObserver)
 every_observer = pytest.mark.parametrize("name", NAMES)
 quick = settings(deadline=None, max_examples=40)
+
+
+def observer_named(name: str, channel_axis: int | None = None) -> RangeObserver:
+    """A fresh one of the observers that callers name."""
+    kind = next(kind for kind in BUILT_IN_OBSERVERS if kind.name == name)
+    return functools.partial(kind.create, channel_axis=channel_axis)() if channel_axis is not None else kind.observer()
 
 
 def shown(observer: RangeObserver, *updates: torch.Tensor) -> RangeObserver:
@@ -184,7 +192,12 @@ def test_observers_have_names(name: str) -> None:
     assert observer_named(name).channel_axis is None
 
 
-@pytest.mark.parametrize("name", ["MinMax", "", "ema", None])
-def test_unknown_names_are_refused_with_the_known_ones(name: Any) -> None:
-    with pytest.raises(ConfigError, match="'minmax', 'moving_average', 'histogram', 'auto'"):
-        observer_named(name)
+@pytest.mark.parametrize("create", [None, "minmax", 3])
+def test_what_makes_no_observer_is_refused(create: Any) -> None:
+    with pytest.raises(ConfigError, match="give a class, or a function that returns a fresh RangeObserver"):
+        ObserverKind("mine", create)
+
+
+def test_what_makes_something_else_is_refused() -> None:
+    with pytest.raises(PluginError, match=r"observer 'mine' made \[\]: its create must return a fresh RangeObserver"):
+        ObserverKind("mine", list).observer()

@@ -1,6 +1,7 @@
 """Merging equals having seen everything in one place, and min, max and counts do not even see the order."""
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -10,12 +11,12 @@ from hypothesis import strategies as st
 
 from monoquant.errors import ConfigError
 from monoquant.ranges import (
+    BUILT_IN_OBSERVERS,
     AutoObserver,
     HistogramObserver,
     MinMaxObserver,
     MovingAverageObserver,
     RangeObserver,
-    observer_named,
 )
 from monoquant.testing.strategies import weights
 
@@ -32,6 +33,12 @@ def pieces(draw: st.DrawFn) -> list[torch.Tensor]:
     cuts = sorted(draw(st.lists(st.integers(0, values.shape[1]), max_size=5)))
     parts = torch.tensor_split(values.double(), cuts, dim=1)
     return [part * 2.0 ** draw(st.integers(-50, 50) | st.just(0)) for part in parts]
+
+
+def observer_named(name: str, channel_axis: int | None = None) -> RangeObserver:
+    """A fresh one of the observers that callers name."""
+    kind = next(kind for kind in BUILT_IN_OBSERVERS if kind.name == name)
+    return functools.partial(kind.create, channel_axis=channel_axis)() if channel_axis is not None else kind.observer()
 
 
 def shown(name: str, axis: int | None, updates: list[torch.Tensor]) -> RangeObserver:

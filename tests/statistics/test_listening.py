@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from monoquant.observers import CallSample, InputRange, InputSample
+from monoquant.ranges import BUILT_IN_OBSERVERS
 from monoquant.statistics.listening import Listening
 
-ROWS, CALLS, RANGE = InputSample(100, 4), CallSample(10**6), InputRange("minmax", 4)
+ROWS, CALLS, RANGE = InputSample(100, 4), CallSample(10**6), InputRange(BUILT_IN_OBSERVERS[0], 4)
 
 
 def run(listening: Listening, *parts: tuple[float, bool]) -> None:

@@ -1,0 +1,33 @@
+"""What an exporter is: it writes a quantized model in one format."""
+
+from __future__ import annotations
+
+import abc
+from pathlib import Path
+from typing import ClassVar
+
+from monoquant.quantizer import QuantResult
+
+
+class Exporter(abc.ABC):
+    """Base of all exporters: a value without state that writes a result in one format."""
+
+    name: ClassVar[str]
+    """What ``save(result, path, format=...)`` calls it."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Ends of file names by which ``save`` chooses it where no format is given; default none."""
+
+    @abc.abstractmethod
+    def write(self, result: QuantResult, path: Path) -> None:
+        """Write a quantized model, completely or not at all.
+
+        Args:
+            result: What quantize() or a Quantizer returned; not to be changed.
+            path: Target, a file or a folder as the format has it; what is there already is replaced.
+
+        Raises:
+            FileError: When it cannot be written, or the format cannot hold the model; the message says what to do.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"

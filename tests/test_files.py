@@ -1,0 +1,245 @@
+"""Formats of models and of reports: by name, by the end of a path, or one's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import monoquant as mq
+
+
+@pytest.fixture(scope="module")
+def result() -> mq.QuantResult:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    return mq.quantize(model, plugins=False, accuracy_warning="ignore")
+
+
+class Own(mq.Exporter):
+    """Writes a word."""
+
+    name = "own"
+    suffixes = (".own",)
+
+    def __init__(self, word: str = "own") -> None:
+        self._word = word
+
+    def write(self, result: mq.QuantResult, path: Path) -> None:
+        path.write_text(self._word)
+
+
+class Rival(Own):
+    """Another one for the same files."""
+
+    name = "rival"
+
+
+class Shadow(Own):
+    """Would like to write monoquant's files."""
+
+    name = "shadow"
+    suffixes = (".safetensors",)
+
+
+class Bad(Own):
+    """Cannot write."""
+
+    name = "bad"
+    suffixes = ()
+
+    def write(self, result: mq.QuantResult, path: Path) -> None:
+        raise ValueError("no")
+
+
+class Lines(mq.Reporter):
+    """Counts lines."""
+
+    name = "lines"
+    suffixes = (".lines.txt",)
+
+    def render(self, report: mq.QuantReport) -> Any:
+        return str(len(str(report).splitlines()))
+
+
+class Numbers(Lines):
+    """Forgets to make text of it."""
+
+    name = "numbers"
+    suffixes = ()
+
+    def render(self, report: mq.QuantReport) -> Any:
+        return 3
+
+
+def manager(exporters: list[mq.Exporter] = [], reporters: list[mq.Reporter] = []) -> mq.PluginManager:  # noqa: B006
+    class Plugin:
+        __version__ = "2.0"
+
+        @mq.hookimpl
+        def monoquant_register_exporters(self) -> list[mq.Exporter]:
+            return exporters
+
+        @mq.hookimpl
+        def monoquant_register_reporters(self) -> list[mq.Reporter]:
+            return reporters
+
+    return mq.PluginManager([Plugin()], discover=False)
+
+
+def test_an_exporter_of_ones_own_needs_no_plugin(result: mq.QuantResult, tmp_path: Path) -> None:
+    """As an algorithm of one's own does not."""
+    mq.save(result, tmp_path / "a", Own("mine"), plugins=False)
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_the_native_format_has_a_name(result: mq.QuantResult, tmp_path: Path) -> None:
+    """It is what the end of the path gives, too."""
+    mq.save(result, tmp_path / "a.safetensors", format="monoquant", plugins=False)
+    mq.save(result, tmp_path / "b.safetensors", plugins=False)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_plugin_does_not_take_over_monoquants_own_files(result: mq.QuantResult, tmp_path: Path) -> None:
+    """Only who names its format gets it."""
+    plugins = manager([Shadow()])
+    mq.save(result, tmp_path / "a.safetensors", plugins=plugins)
+    assert mq.load_report(tmp_path / "a.safetensors") == result.report
+    mq.save(result, tmp_path / "a.safetensors", "shadow", plugins=plugins)
+    assert (tmp_path / "a.safetensors").read_text() == "own"
+
+
+def test_two_plugins_for_one_end_are_told_apart_by_name(result: mq.QuantResult, tmp_path: Path) -> None:
+    """Neither is silently preferred."""
+    expected = (
+        r"a\.own: several formats end so, 'own' of Plugin 2\.0, 'rival' of Plugin 2\.0; give one of them as format="
+    )
+    with pytest.raises(mq.ConfigError, match=expected):
+        mq.save(result, tmp_path / "a.own", plugins=manager([Rival(), Own()]))
+    mq.save(result, tmp_path / "a.own", "rival", plugins=manager([Rival(), Own()]))
+
+
+def test_unknown_ends_and_names_are_refused_with_the_known_ones(result: mq.QuantResult, tmp_path: Path) -> None:
+    """Formats of plugins included, and who was asked."""
+    expected = r"a\.bin: give a name that ends in \.safetensors \(monoquant\), \.own \(own\), or a format="
+    with pytest.raises(mq.FileError, match=expected):
+        mq.save(result, tmp_path / "a.bin", plugins=manager([Own()]))
+    expected = (
+        r"format='onnx': give one of 'monoquant', 'own', or an instance of an Exporter; plugins asked for more: Plugin "
+        r"2\.0; blocked: none\. If a plugin brings it, install it"
+    )
+    with pytest.raises(mq.ConfigError, match=expected):
+        mq.save(result, tmp_path / "a", "onnx", plugins=manager([Own()]))
+    with pytest.raises(
+        mq.ConfigError, match=r"format=<class .*Own'>: give one of 'monoquant', or an instance of an Expor"
+    ):
+        mq.save(result, tmp_path / "a", Own, plugins=False)  # type: ignore[arg-type]
+
+
+def test_an_exporter_that_raises_is_named(result: mq.QuantResult, tmp_path: Path) -> None:
+    """Its own exception, with a note."""
+    with pytest.raises(ValueError, match="no") as caught:
+        mq.save(result, tmp_path / "a", "bad", plugins=manager([Bad()]))
+    assert caught.value.__notes__ == ["raised by the exporter 'bad' of Plugin 2.0"]
+
+
+def test_what_is_saved_must_be_a_result(result: mq.QuantResult, tmp_path: Path) -> None:
+    """Whatever the format."""
+    with pytest.raises(mq.FileError, match="save takes the QuantResult that quantize"):
+        mq.save(result.model, tmp_path / "a", Own())  # type: ignore[arg-type]
+    with pytest.raises(mq.FileError, match="3 is not a path"):
+        mq.save(result, 3)  # type: ignore[arg-type]
+
+
+def test_text_is_what_print_shows(result: mq.QuantResult, tmp_path: Path) -> None:
+    """With a line end, in a file or not."""
+    assert mq.render_report(result.report) == f"{result.report}\n"
+    mq.save_report(result.report, tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == mq.render_report(result.report, "text")
+
+
+def test_json_comes_back(result: mq.QuantResult, tmp_path: Path) -> None:
+    """By the end of the path or by name; a baseline for later runs."""
+    assert json.loads(mq.render_report(result.report, "json")) == result.report.to_dict()
+    mq.save_report(result.report, tmp_path / "a.json")
+    assert mq.load_report(tmp_path / "a.json") == result.report
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99}', "\ud800"])
+def test_a_damaged_report_is_refused(tmp_path: Path, text: str) -> None:
+    """Named, like any damaged file."""
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(mq.FileError):
+        mq.load_report(tmp_path / "a.json")
+    with pytest.raises(mq.FileError, match=r"b\.json: not a report that save_report wrote"):
+        mq.load_report(tmp_path / "b.json")
+
+
+def test_the_longer_end_of_a_plugin_must_be_asked_for(result: mq.QuantResult, tmp_path: Path) -> None:
+    """``.lines.txt`` is a text file first of all."""
+    plugins = manager(reporters=[Lines()])
+    mq.save_report(result.report, tmp_path / "a.lines.txt", plugins=plugins)
+    assert (tmp_path / "a.lines.txt").read_text(encoding="utf-8") == f"{result.report}\n"
+    assert int(mq.render_report(result.report, Lines(), plugins=False)) > 5
+
+
+WRONG: list[tuple[Callable[[mq.QuantResult, Path], Any], type[Exception], str]] = [
+    (
+        lambda result, _: mq.render_report(result.report, "junit", plugins=False),
+        mq.ConfigError,
+        "'text', 'json', or an",
+    ),
+    (lambda result, _: mq.render_report(result, plugins=False), mq.InputError, "a report is wanted, not a QuantResult"),
+    (lambda result, path: mq.save_report(result.report, path / "a.md"), mq.FileError, r"in \.txt \(text\), \.json"),
+    (lambda result, path: mq.save_report(result.report, path / "no" / "a.txt"), mq.FileError, "does not exist"),
+    (
+        lambda result, _: mq.render_report(result.report, "numbers", plugins=manager(reporters=[Numbers()])),
+        mq.PluginError,
+        r"the reporter 'numbers' of Plugin 2\.0 returned 3: return a str",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), WRONG)
+def test_wrong_calls_are_refused(
+    result: mq.QuantResult, tmp_path: Path, call: Callable[..., Any], kind: type[Exception], text: str
+) -> None:
+    """With what would be right."""
+    with pytest.raises(kind, match=text):
+        call(result, tmp_path)
+
+
+def test_a_reporter_that_raises_is_named(result: mq.QuantResult) -> None:
+    """Its own exception, with a note; nothing is written."""
+
+    class Raising(Lines):
+        def render(self, report: mq.QuantReport) -> str:
+            raise KeyError("lost")
+
+    with pytest.raises(KeyError) as caught:
+        mq.render_report(result.report, "lines", plugins=manager(reporters=[Raising()]))
+    assert caught.value.__notes__ == ["raised by the reporter 'lines' of Plugin 2.0"]
+
+
+@pytest.mark.parametrize("suffixes", [".own", [".own"], (3,), None])
+def test_ends_that_are_no_tuple_are_refused(result: mq.QuantResult, tmp_path: Path, suffixes: Any) -> None:
+    """A text would be taken for its letters."""
+
+    class Wrong(Own):
+        pass
+
+    Wrong.suffixes = suffixes
+    with pytest.raises(mq.PluginError, match=r"^plugin Plugin 2\.0: its exporter Wrong\(\) has suffixes=.*a tuple"):
+        mq.save(result, tmp_path / "a.own", plugins=manager([Wrong()]))
+
+
+def test_formats_read_as_their_classes() -> None:
+    """In errors and traces."""
+    assert (repr(Own()), repr(Lines())) == ("Own()", "Lines()")
