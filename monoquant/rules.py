@@ -304,7 +304,7 @@ class NotRule(SkipRule):
         return f"not selected by {self.rule!r}" if self.rule.reason(layer) is None else None
 
     def unmatched(self, layers: Sequence[Layer]) -> list[str]:
-        return self.rule.unmatched(layers)
+        return self.rule.unmatched(layers) or super().unmatched(layers)
 
     def __repr__(self) -> str:
         return f"NotRule({self.rule!r}{_shown(self.skip_to)})" if self.skip_to else f"~{self.rule!r}"
