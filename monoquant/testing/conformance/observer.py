@@ -179,14 +179,14 @@ class ObserverConformance(Conformance):
             channels = min(len(parts[0]), len(others[0]))
             pair = [self._shown([part[:channels] for part in each], axis) for each in (parts, others)]
             before = [(_counts(observer), observer.range()) for observer in pair]
-            merged = pair[0].merge(pair[1])
-            merged.update(torch.full((channels, 2), 1e9, dtype=torch.float64))
+            for merged in (pair[0].merge(pair[1]), pair[0].merge(self._fresh(axis))):
+                merged.update(torch.full((channels, 2), 1e30, dtype=torch.float64))
             for observer, (counts, kept) in zip(pair, before, strict=True):
                 same = counts == _counts(observer) and self._same(kept, observer.range(), [*parts, *others])
                 require(
                     same,
                     "merging changed an observer that was merged.",
-                    "replace tensors in _absorb, never write to them",
+                    "replace the tensors of the state, never write to them",
                 )
 
     def test_merging_with_nothing_adds_nothing(self) -> None:

@@ -51,63 +51,67 @@ class SkipRuleConformance(Conformance):
 
     def test_it_is_a_frozen_value(self) -> None:
         """Its settings cannot be exchanged, and it can be hashed: combining rules compares them."""
-        check_is_frozen(self._rule, "the rule")
+        rule = self._rule
+        check_is_frozen(rule, "the rule")
         require(
-            self._rule == self._rule and hash(self._rule) == hash(self._rule),
-            f"the rule {self._rule!r} does not equal itself.",
+            rule == rule and hash(rule) == hash(rule),
+            f"the rule {rule!r} does not equal itself.",
             "define __eq__ and __hash__ by its settings, or decorate its class with @attrs.frozen",
         )
 
     def test_it_prints_in_one_line(self) -> None:
         """Plans and reports show the rule that decided."""
-        check_repr(self._rule, "the rule")
+        rule = self._rule
+        check_repr(rule, "the rule")
 
     def test_it_answers_with_a_reason_or_none(self) -> None:
         """For any layer, the root and those of unknown kinds among them, the answer is a non-empty text or None."""
+        rule = self._rule
 
         @self.for_all(self._layers())
         def answers(layer: Layer) -> None:
             try:
-                answer = self._rule.reason(layer)
+                answer = rule.reason(layer)
             except Exception as error:
                 raise AssertionError(
-                    f"the rule {self._rule!r} raised {error!r} for layer {layer!r}: it is asked about every layer.\n"
+                    f"the rule {rule!r} raised {error!r} for layer {layer!r}: it is asked about every layer.\n"
                     "To repair it: return None for layers that it does not know"
                 ) from error
             told = answer is None or (isinstance(answer, str) and bool(answer.strip()))
-            require(told, f"the rule {self._rule!r} answered {answer!r} for layer {layer!r}.", _A_TEXT_OR_NONE)
+            require(told, f"the rule {rule!r} answered {answer!r} for layer {layer!r}.", _A_TEXT_OR_NONE)
 
     def test_it_skips_and_keeps_what_it_should(self) -> None:
         """The author's own layers are answered as the author says."""
-        kept = [layer.name for layer in self.skips if self._rule.reason(layer) is None]
-        skipped = [layer.name for layer in self.keeps if self._rule.reason(layer) is not None]
-        require(
-            not kept, f"the rule {self._rule!r} has no reason for {quoted(kept)}, which 'skips' lists.", "correct one"
-        )
-        require(not skipped, f"the rule {self._rule!r} skips {quoted(skipped)}, which 'keeps' lists.", "correct one")
+        rule = self._rule
+        kept = [layer.name for layer in self.skips if rule.reason(layer) is None]
+        skipped = [layer.name for layer in self.keeps if rule.reason(layer) is not None]
+        require(not kept, f"the rule {rule!r} has no reason for {quoted(kept)}, which 'skips' lists.", "correct one")
+        require(not skipped, f"the rule {rule!r} skips {quoted(skipped)}, which 'keeps' lists.", "correct one")
 
     def test_it_answers_the_same_again(self) -> None:
         """Neither what was asked before nor which object the layer is changes an answer, and asking changes nothing."""
+        rule = self._rule
 
         @self.for_all(st.lists(self._layers(), min_size=1, max_size=6))
         def answers(asked: list[Layer]) -> None:
-            before = _state(self._rule)
-            first = [self._rule.reason(layer) for layer in asked]
-            again = [self._rule.reason(copy.copy(layer)) for layer in reversed(asked)][::-1]
+            before = _state(rule)
+            first = [rule.reason(layer) for layer in asked]
+            again = [rule.reason(copy.copy(layer)) for layer in reversed(asked)][::-1]
             for layer, one, other in zip(asked, first, again, strict=True):
-                broken = f"the rule {self._rule!r} answered {one!r}, then {other!r} for layer {layer!r}."
+                broken = f"the rule {rule!r} answered {one!r}, then {other!r} for layer {layer!r}."
                 require(one == other, broken, _PURE)
-            require(_state(self._rule) == before, f"asking the rule {self._rule!r} changed it.", _PURE)
+            require(_state(rule) == before, f"asking the rule {rule!r} changed it.", _PURE)
 
     def test_it_reduces_to_what_there_is(self) -> None:
         """What the layers it matches are reduced to is None, for float, or one of the known targets."""
+        rule = self._rule
 
         @self.for_all(self._layers())
         def targets(layer: Layer) -> None:
-            if self._rule.reason(layer) is not None:
-                target = self._rule.target(layer)
+            if rule.reason(layer) is not None:
+                target = rule.target(layer)
                 known = ", ".join(map(repr, TARGETS))
-                broken = f"the rule {self._rule!r} wants layer {layer.name!r} reduced to {target!r}."
+                broken = f"the rule {rule!r} wants layer {layer.name!r} reduced to {target!r}."
                 require(target is None or target in TARGETS, broken, f"give skip_to as one of {known}, or None")
 
     def test_it_combines(self) -> None:
@@ -126,32 +130,30 @@ class SkipRuleConformance(Conformance):
 
     def test_it_tells_when_it_matched_nothing(self) -> None:
         """``unmatched`` lists the parts that matched no layer; a rule without effect is never silent."""
+        rule = self._rule
 
         @self.for_all(st.lists(self._layers(), min_size=1, max_size=6))
         def tells(asked: list[Layer]) -> None:
-            dead = self._rule.unmatched(asked)
+            dead = rule.unmatched(asked)
             texts = isinstance(dead, list) and all(isinstance(text, str) and text for text in dead)
             remedy = "return a list of texts, one for each dead part, or leave unmatched() as it is"
-            require(texts, f"unmatched() of the rule {self._rule!r} answered {dead!r}.", remedy)
-            silent = not dead and all(self._rule.reason(layer) is None for layer in asked)
-            broken = (
-                f"the rule {self._rule!r} matched none of {quoted(layer.name for layer in asked)}, and does not say so."
-            )
+            require(texts, f"unmatched() of the rule {rule!r} answered {dead!r}.", remedy)
+            silent = not dead and all(rule.reason(layer) is None for layer in asked)
+            broken = f"the rule {rule!r} matched none of {quoted(layer.name for layer in asked)}, and does not say so."
             require(not silent, broken, remedy)
 
     def test_the_plan_follows_it(self) -> None:
         """In the plan of a model without weights, what it has a reason for is skipped or reduced less."""
+        rule = self._rule
         half = [HalfCastPass(dtype) for dtype in HALF_DTYPES]
-        quantizer = Quantizer([SkipSelectionPass(self._rule), Int4PackPass(group_size=32), Int8PackPass(), *half])
+        quantizer = Quantizer([SkipSelectionPass(rule), Int4PackPass(group_size=32), Int8PackPass(), *half])
         for name in ("TransformerEncoder", "Conv2d in groups", "experts", "Embedding"):
             model = zoo.specimen(name).build().to("meta")
             plan = {decision.layer: decision for decision in quantizer.plan(model)}
             for layer in inventory(model):
-                reason, decision = self._rule.reason(layer), plan[layer.name]
-                followed = reason is None or decision.action is Action.SKIP or decision.rule == repr(self._rule)
-                broken = (
-                    f"the rule {self._rule!r} has a reason for layer {layer.name!r} of {name}, and it is: {decision}."
-                )
+                reason, decision = rule.reason(layer), plan[layer.name]
+                followed = reason is None or decision.action is Action.SKIP or decision.rule == repr(rule)
+                broken = f"the rule {rule!r} has a reason for layer {layer.name!r} of {name}, and it is: {decision}."
                 require(followed, broken, _PURE)
 
     @property

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import attrs
 from hypothesis.strategies import SearchStrategy
 
 from monoquant.checks import AccuracyGate, WarningCheck
@@ -23,6 +25,7 @@ from monoquant.testing.strategies.infos import gates, infos
 from monoquant.testing.unchanged import untouched
 from monoquant.values import Finding, Origin
 
+_NO_FIGURES = (None, math.nan, math.inf, -math.inf)
 _NONE_OR_NAN = (
     "figures may be None (not measured), NaN or infinite, and info.layers empty (an info built by hand): look at "
     "'value is not None', use math.isnan, and do not divide by counts"
@@ -55,7 +58,13 @@ class WarningCheckConformance(Conformance):
 
     def test_it_yields_findings(self) -> None:
         """Whatever was measured, it yields findings: none, some, but never None or a single one, and never raises."""
-        self._for_all_runs(lambda _info, _gate, _findings: None)
+
+        @self.for_all(self.infos, gates())
+        def judges(info: QuantizationInfo, gate: AccuracyGate) -> None:
+            self._judged(info, gate)
+            for figure in _NO_FIGURES:  # so many of a run's figures at once are rarely drawn
+                layers = tuple(attrs.evolve(record, output_sqnr_db=figure) for record in info.layers)
+                self._judged(attrs.evolve(info, sqnr_db=figure, layers=layers), gate)
 
     def test_findings_can_be_acted_on(self) -> None:
         """Each has a stable code, a severity, a message, what to do about it, and a layer that there is."""

@@ -17,7 +17,8 @@ from monoquant.testing.strategies.layers import layers
 from monoquant.testing.strategies.schemes import half_schemes, schemes
 from monoquant.values import Action, AnyScheme, Layer, Scheme
 
-_TELLING_SQNR: Final = (25.0, 5.0, 15.0, 35.0, 9.999, 10.0, 19.999, 20.0, 0.0, math.inf, -math.inf, math.nan)
+_TELLING_SQNR: Final = (25.0, 5.0, 15.0, 35.0, 9.999, 10.0, 19.999, 20.0, 0.0)
+_NO_FIGURES: Final = (math.nan, math.inf, -math.inf)
 _TELLING_SAMPLES: Final = (0, 1, 49, 50, 99, 100, 10_000)
 
 
@@ -31,8 +32,14 @@ def gates() -> SearchStrategy[AccuracyGate]:
     return st.just(AccuracyGate()) | pairs.map(lambda pair: AccuracyGate(pair[1], pair[0]))
 
 
-def _sqnr() -> SearchStrategy[float | None]:
-    return st.none() | st.sampled_from(_TELLING_SQNR) | st.floats(-40, 80)
+# Strategies that are made once are checked once: that is most of the time that drawing takes.
+_SQNR: Final = st.none() | st.sampled_from(_TELLING_SQNR) | st.sampled_from(_NO_FIGURES) | st.floats(-40, 80)
+_REFERENCE: Final = st.none() | st.floats(15, 60)
+_SCHEME: Final[SearchStrategy[AnyScheme]] = schemes() | half_schemes()
+_ALGORITHM: Final = st.sampled_from(("round_to_nearest", "gptq"))
+_LAYER: Final = layers()
+_VECTOR_ACTION: Final = st.sampled_from((Action.SKIP, Action.UNSUPPORTED))
+_MATRIX_ACTION: Final = st.sampled_from((Action.SKIP, Action.UNSUPPORTED, Action.QUANTIZE))
 
 
 def layer_reports() -> SearchStrategy[LayerReport]:
@@ -49,9 +56,8 @@ def layer_reports() -> SearchStrategy[LayerReport]:
 
 @st.composite
 def _layer_reports(draw: DrawFn) -> LayerReport:
-    layer = draw(layers())
-    possible = (Action.SKIP, Action.UNSUPPORTED, *([Action.QUANTIZE] if len(layer.shape) > 1 else []))
-    action = draw(st.sampled_from(possible))
+    layer = draw(_LAYER)
+    action = draw(_MATRIX_ACTION if len(layer.shape) > 1 else _VECTOR_ACTION)
     size = layer.parameters * layer.dtype.itemsize
     record = LayerReport(
         layer.name, layer.type.__name__, layer.shape, layer.parameters, action, "a reason", size, size, layer.dtype
@@ -60,23 +66,22 @@ def _layer_reports(draw: DrawFn) -> LayerReport:
         return attrs.evolve(record, rule="TypeRule(Embedding)")
     if action is Action.UNSUPPORTED:
         return attrs.evolve(record, remedy="give it a weight matrix")
-    return draw(_quantized(record, layer))
+    return _quantized(draw, record, layer)
 
 
-@st.composite
 def _quantized(draw: DrawFn, record: LayerReport, layer: Layer) -> LayerReport:
-    scheme = draw(schemes() | half_schemes())
+    scheme = draw(_SCHEME)
     matrix = (layer.shape[0], math.prod(layer.shape[1:]))
-    output = draw(_sqnr())
+    output = draw(_SQNR)
     return attrs.evolve(
         record,
         bytes_after=_packed_bytes(matrix, scheme) + (layer.parameters - math.prod(matrix)) * layer.dtype.itemsize,
         scheme=scheme,
         weights=("weight",),
         matrices=(matrix,),
-        algorithm=draw(st.sampled_from(("round_to_nearest", "gptq"))),
-        weight_sqnr_db=draw(_sqnr()),
-        reference_sqnr_db=draw(st.none() | st.floats(15, 60)),
+        algorithm=draw(_ALGORITHM),
+        weight_sqnr_db=draw(_SQNR),
+        reference_sqnr_db=draw(_REFERENCE),
         output_sqnr_db=output,
         sample_rows=0 if output is None else 256,
     )
@@ -97,12 +102,16 @@ def infos() -> SearchStrategy[QuantizationInfo]:
     return _infos()
 
 
+_RECORDS: Final = st.lists(layer_reports(), max_size=6, unique_by=lambda record: record.layer)
+_SAMPLES: Final = st.sampled_from(_TELLING_SAMPLES)
+
+
 @st.composite
 def _infos(draw: DrawFn) -> QuantizationInfo:
-    records = draw(st.lists(layer_reports(), max_size=6, unique_by=lambda record: record.layer))
-    scheme: AnyScheme = draw(schemes() | half_schemes())
+    records = draw(_RECORDS)
+    scheme: AnyScheme = draw(_SCHEME)
     names = {action: [record.layer for record in records if record.action is action] for action in Action}
-    sqnr = draw(_sqnr())
+    sqnr = draw(_SQNR)
     kinds: tuple[Literal["output", "weight"], ...] = ("output", "weight")
     before, after = (sum(sizes) / MEBIBYTE for sizes in _sizes(records))
     by_hand = draw(st.booleans())
@@ -110,7 +119,7 @@ def _infos(draw: DrawFn) -> QuantizationInfo:
         selected_layers=names[Action.QUANTIZE],
         skipped_layers=names[Action.SKIP],
         unsupported_layers=names[Action.UNSUPPORTED],
-        calibration_samples_used=draw(st.sampled_from(_TELLING_SAMPLES)),
+        calibration_samples_used=draw(_SAMPLES),
         dtype=dtype_of(scheme),
         symmetric=scheme.symmetric,
         sqnr_db=sqnr,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from types import MappingProxyType
 from typing import Final
 
@@ -59,26 +60,34 @@ def layers() -> SearchStrategy[Layer]:
     return _layers()
 
 
+# Strategies that are made once are checked once: that is most of the time that drawing takes.
+_ALIASES: Final = st.sampled_from(((), ("shared.head",)))
+_TIES: Final = st.sampled_from(("", "model.embed_tokens", "decoder.out"))
+_DTYPES: Final = st.sampled_from(PACKABLE_DTYPES)
+_CONTAINER: Final = st.sampled_from(_CONTAINERS)
+
+
 @st.composite
 def _layers(draw: DrawFn) -> Layer:
     name, kind = draw(named_types())
-    shape = draw(_shapes(kind))
+    shape = draw(_shapes(kind))  # type: ignore[arg-type]  # classes can be hashed, whatever mypy says
     bias = draw(st.booleans()) and kind not in (nn.Embedding, nn.EmbeddingBag)
     weight_count = Layer(name, kind, shape).parameters
-    aliases = draw(st.sampled_from(((), ("shared.head",)))) if name else ()
-    other = draw(st.sampled_from(("", "model.embed_tokens", "decoder.out")))
+    aliases = draw(_ALIASES) if name else ()
+    other = draw(_TIES)
     return Layer(
         name=name,
         type=kind,
         shape=shape,
         parameters=weight_count + (shape[0] if bias else 0),
-        dtype=draw(st.sampled_from(PACKABLE_DTYPES)),
+        dtype=draw(_DTYPES),
         aliases=aliases,
         ties=(other,) if other not in ("", name) else (),
-        ancestors=draw(_ancestors((name, *aliases))),
+        ancestors=_ancestors(draw, (name, *aliases)),
     )
 
 
+@cache
 def named_types() -> SearchStrategy[tuple[str, type[nn.Module]]]:
     """Realistic names of layers, each with the class that goes with it."""
 
@@ -90,6 +99,7 @@ def named_types() -> SearchStrategy[tuple[str, type[nn.Module]]]:
     return top_level | st.builds(in_block, st.sampled_from(_STACKS), st.integers(0, 31), parts)
 
 
+@cache
 def _shapes(kind: type[nn.Module]) -> SearchStrategy[tuple[int, ...]]:
     features = st.integers(1, 4096) | st.sampled_from((64, 576, 768, 4096))
     if issubclass(kind, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -98,12 +108,11 @@ def _shapes(kind: type[nn.Module]) -> SearchStrategy[tuple[int, ...]]:
     return st.tuples(features, features, *[st.integers(1, 5)] * kernel_dimensions)
 
 
-@st.composite
 def _ancestors(draw: DrawFn, names: Iterable[str]) -> tuple[Ancestor, ...]:
     found: dict[str, type] = {}
     for name in names:
         parts = name.split(".") if name else []
         for depth, child in enumerate(parts):
-            container = nn.ModuleList if child.isdigit() and depth else draw(st.sampled_from(_CONTAINERS))
+            container = nn.ModuleList if child.isdigit() and depth else draw(_CONTAINER)
             found.setdefault(".".join(parts[:depth]), container)
     return tuple(Ancestor(name, kind) for name, kind in found.items())
