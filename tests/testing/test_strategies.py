@@ -13,7 +13,7 @@ from torch import nn
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.rules import AllRule, AnyRule, NameRule, NotRule, SkipRule, ThresholdRule, TypeRule
 from monoquant.testing.strategies import half_schemes, layers, schemes, skip_rules, weights
-from monoquant.values import CODE_BITS, PACKABLE_DTYPES, SCALE_DTYPES, TARGETS, HalfScheme, Layer, Scheme
+from monoquant.values import CODE_BITS, PACKABLE_DTYPES, SCALE_DTYPES, TARGETS, Ancestor, HalfScheme, Layer, Scheme
 
 normal = settings(deadline=None, max_examples=100)
 search = settings(deadline=None, max_examples=3000, database=None, derandomize=True, phases=[Phase.generate])
@@ -187,6 +187,14 @@ def test_layers_are_consistent(layer: Layer) -> None:
 def test_layers_have_every_trait(wanted: Callable[[Layer], bool]) -> None:
     """Roots, heads, experts, embeddings, kernels, ties and small layers all come up."""
     assert wanted(find(layers(), wanted, settings=search))
+
+
+def test_layers_shrink_to_a_head() -> None:
+    """The simplest layer is a named one: the root is a special case, to be shown where it matters only."""
+    assert find(layers(), anything, settings=shrink) == Layer(
+        "lm_head", nn.Linear, (1, 1), ancestors=(Ancestor("", nn.Module),)
+    )
+    assert find(layers(), lambda layer: not layer.name, settings=shrink) == Layer("", nn.Linear, (1, 1))
 
 
 @normal
