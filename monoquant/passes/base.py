@@ -15,6 +15,7 @@ class Pass:
 
     A Quantizer calls, in this order: ``plan`` of every pass; then, unless it is a dry run, ``prepare`` of every pass;
     then ``requires``, ``run`` and ``ensures`` pass by pass. Override what you need; most passes override ``run`` only.
+    ``monoquant.testing`` has ``assert_pass`` and ``PassConformance`` to test one.
 
     Attributes:
         follows: Passes of which one instance each must stand earlier in the pipeline.

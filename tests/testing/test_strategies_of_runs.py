@@ -222,9 +222,28 @@ def test_gates_are_in_order(gate: mq.AccuracyGate) -> None:
     assert gate.sqnr_error_threshold <= gate.sqnr_warning_threshold
 
 
-def test_gates_shrink_to_the_default() -> None:
-    """The simplest gate is the one that people have who chose nothing."""
-    assert find(gates(), anything, settings=shrink) == mq.AccuracyGate()
+SIMPLEST: dict[str, Callable[[Any], bool]] = {
+    "activations": lambda parts: len(parts) == 1 and parts[0].shape == (1, 1),
+    "calibration_data": lambda batches: len(batches) == 1 and isinstance(batches[0], Tensor),
+    "gates": lambda gate: gate == mq.AccuracyGate(),
+    "half_schemes": lambda scheme: scheme == mq.HalfScheme(torch.float16),
+    "infos": lambda info: not (info.layers or info.selected_layers or info.skipped_layers) and info.sqnr_db is None,
+    "input_statistics": lambda known: known.samples == 1,
+    "layer_reports": lambda record: record.layer == "lm_head" and record.action is mq.Action.SKIP,
+    "layers": lambda layer: layer.name == "lm_head" and layer.shape == (1, 1),
+    "models": lambda model: shapes(model) == shapes(specimens()[0].build()),
+    "models_with_data": lambda pair: shapes(pair[0]) == shapes(specimens()[0].build()) and len(pair[1]) == 1,
+    "schemes": lambda scheme: scheme == mq.Scheme(),
+    "skip_rules": lambda rule: isinstance(rule, mq.NameRule) and len(rule.patterns) == 1 and rule.skip_to is None,
+    "weights": lambda weight: weight.shape == (1, 1) and weight.dtype == torch.float32,
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_strategies_shrink_to_the_simplest(name: str) -> None:
+    """A test that always fails is shown what is easiest to understand."""
+    simplest = find(ALL[name], anything, settings=shrink)
+    assert SIMPLEST[name](simplest), simplest
 
 
 def test_a_failing_test_names_specimen_and_seed() -> None:
