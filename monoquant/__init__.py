@@ -5,11 +5,13 @@
 - Compose: :class:`Quantizer` with passes (:class:`CalibrationPass`, :class:`SkipSelectionPass`,
   :class:`BudgetPass`, :class:`Int4PackPass`, :class:`Int8PackPass`, :class:`HalfCastPass`,
   :class:`ValidationPass`, :class:`AccuracyWarningPass`, or subclasses of :class:`Pass`).
-- Choose codes: :class:`RoundToNearest`, :class:`ClipSearch`, :class:`Gptq`, or subclasses of :class:`WeightAlgorithm`.
+- Choose codes: :class:`RoundToNearest`, :class:`ClipSearch`, :class:`Gptq`, :class:`Awq`, or subclasses of
+  :class:`WeightAlgorithm`.
 - Choose layers: :class:`TypeRule`, :class:`NameRule`, :class:`ThresholdRule`, or subclasses of :class:`SkipRule`.
 - Judge: :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of :class:`WarningCheck`.
 - Keep: :func:`save`, :func:`load`, :func:`load_report`.
 - Teach it a kind of module: :class:`ParameterAdapter`, or subclasses of :class:`ModuleAdapter`.
+- Test what you add: :mod:`monoquant.testing`.
 - Extend: :data:`hookimpl` marks a plugin's functions.
 """
 
@@ -17,6 +19,7 @@ from importlib.metadata import version as _version
 
 from monoquant.adapters.base import ModuleAdapter, Obstacle
 from monoquant.adapters.parameters import ParameterAdapter
+from monoquant.algorithms.awq import Awq
 from monoquant.algorithms.base import Needs, Solution, WeightAlgorithm, WeightProblem
 from monoquant.algorithms.clip_search import ClipSearch
 from monoquant.algorithms.gptq import Gptq
@@ -95,6 +98,7 @@ __all__ = [
     "AllRule",
     "Ancestor",
     "AnyRule",
+    "Awq",
     "BudgetPass",
     "CalibrationFacts",
     "CalibrationPass",

@@ -30,7 +30,7 @@ class Part:
         ends_batch: Whether the batch is done with it.
         batch: The whole batch, for messages.
         what: What the data is for, for messages.
-        is_cut: Whether the batch was cut to hold samples out, or to go backward for few of them.
+        is_cut: Whether the batch was cut: to fit, to hold samples out, or to go backward for few of them.
     """
 
     content: Any
@@ -90,10 +90,11 @@ class Batches:
             chosen = choose_input(batch, index, self.select, self.what)
             size = self._size(chosen, index)
             divisible = self._can_cut(chosen, size)
-            if divisible and size > self.most - used:
+            too_long = divisible and size > self.most - used
+            if too_long:
                 size = self.most - used
                 chosen = samples_of(chosen, 0, size)
-            whole = Part(chosen, index, size, batch, what=self.what)
+            whole = Part(chosen, index, size, batch, what=self.what, is_cut=too_long)
             yield from _split(whole, used if divisible else None) if hold_out else [whole]
             used += size
             if used >= self.most:
@@ -158,12 +159,13 @@ def _split(whole: Part, before: int | None) -> Iterator[Part]:
     size = whole.samples
     apart = (before + size + HELD_OUT_OF - 2) // HELD_OUT_OF - (before + HELD_OUT_OF - 2) // HELD_OUT_OF
     cut = size - apart
+    is_cut = whole.is_cut or 0 < apart < size
     if cut:
         fitted_to = samples_of(whole.content, 0, cut) if apart else whole.content
-        yield attrs.evolve(whole, content=fitted_to, samples=cut, ends_batch=not apart, is_cut=bool(apart))
+        yield attrs.evolve(whole, content=fitted_to, samples=cut, ends_batch=not apart, is_cut=is_cut)
     if apart:
         content = samples_of(whole.content, cut, size)
-        yield attrs.evolve(whole, content=content, samples=apart, held_out=True, is_cut=bool(cut))
+        yield attrs.evolve(whole, content=content, samples=apart, held_out=True, is_cut=is_cut)
 
 
 def require_batches(data: Any, what: str) -> None:

@@ -78,7 +78,7 @@ class Comparison:
             context: Of the run; every layer must be packed. Takes the memory of one more quantized model.
         """
         twin = copy_without_weights(context.model, {name: context.weight_names(name) for name in context.packed})
-        convert_in_place(twin, context.packed)
+        convert_in_place(twin, context.packed, context.rescaling.parameters)
         data = Batches(self.data, self.num_samples or 1 << 62, self.select, self.forward, what="comparison")
         measure, total, rows, samples = self.measure, 0.0, 0, 0
         with undisturbed(context.model), undisturbed(twin):
@@ -86,10 +86,11 @@ class Comparison:
                 reference, other = (self._answer(model, part) for model in (context.model, twin))
                 if measure == "auto":
                     measure = "kl" if reference[1] else "cosine"
-                if measure == "cosine" and reference[0].shape[-1] == 1:
+                if reference[0].shape[-1] < 2:
                     raise InputError(
-                        f"the model's answer to comparison batch {part.index} has one feature, of which a cosine says "
-                        "nothing: give a forward(model, batch) that returns vectors, the last hidden state say"
+                        f"the model's answer to comparison batch {part.index} has vectors of fewer than two features, "
+                        f"of which {'KL' if measure == 'kl' else 'a cosine'} says nothing: give a forward(model, "
+                        "batch) that returns longer ones, the last hidden state say"
                     )
                 for found in _per_row(measure, reference[0], other[0], part):
                     total, rows = total + float(found.sum()), rows + len(found)

@@ -20,6 +20,7 @@ from monoquant.report.table import format_bytes
 from monoquant.report.tradeoff import Tradeoff
 from monoquant.statistics.collector import RowStatistics
 from monoquant.statistics.gradients import GradientProbe
+from monoquant.statistics.origins import FoldSites
 from monoquant.statistics.store import StatisticsStore
 from monoquant.statistics.watch import WatchedWeight
 from monoquant.values import Action, AnyScheme, Decision, Finding, Layer, Target
@@ -55,6 +56,11 @@ class QuantContext(ModelView):
             read by CalibrationPass)
         gradients: That weight. (written by CalibrationPass; read by BudgetPass)
         statistics: Those moments; use :meth:`input_statistics`. (written by CalibrationPass; read by packing passes)
+        wants_fold_sites: Whether a pass wants to know what computes the inputs of those weights. (written in the
+            prepare phase; read by CalibrationPass)
+        fold_sites: That. (written by CalibrationPass; read by Int4PackPass)
+        rescaling: Factors moved from inputs of weights into what computes them; weights are read with them. (written by
+            Int4PackPass; read by packing passes, ValidationPass and Quantizer)
         calibration: Facts about the data. (written by CalibrationPass; read by the report)
         packers: Packing passes by what they reduce layers to. (written in the plan phase by packing passes; read by
             BudgetPass)
@@ -78,6 +84,8 @@ class QuantContext(ModelView):
     weighs_rows: bool = attrs.field(default=False, init=False)
     gradients: GradientProbe | None = attrs.field(default=None, init=False)
     statistics: StatisticsStore | None = attrs.field(default=None, init=False)
+    wants_fold_sites: bool = attrs.field(default=False, init=False)
+    fold_sites: FoldSites = attrs.field(factory=FoldSites, init=False)
     calibration: CalibrationFacts | None = attrs.field(default=None, init=False)
     packers: dict[str, Any] = attrs.field(factory=dict, init=False)  # passes live on a higher floor
     represented: dict[tuple[str, str, AnyScheme], Represented] = attrs.field(factory=dict, init=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from monoquant.errors import InputError, quoted, require_flag
 from monoquant.modules.fast_path import keep_off, layers_to_keep_off, let_back
-from monoquant.modules.packed_layer import PackedLayer
+from monoquant.modules.packed_layer import PackedLayer, replace_parameters
 from monoquant.modules.packed_module import PackedModule
 from monoquant.modules.packed_weight import PackedWeight
 from monoquant.modules.reparametrized import computed_weights
@@ -143,15 +143,20 @@ def _refuse_other_references(watched: Mapping[str, Callable[[], object]]) -> Non
         )
 
 
-def convert_in_place(model: nn.Module, packed: Mapping[str, PackedLayer]) -> None:
+def convert_in_place(
+    model: nn.Module, packed: Mapping[str, PackedLayer], rescaled: Mapping[tuple[str, str], Tensor] | None = None
+) -> None:
     """Turn some modules of a model into packed ones; on any exception all are as they were.
 
     Args:
         model: The model to change.
         packed: Packed layers by name.
+        rescaled: New values of float parameters, by name of the module and of the parameter; default: none.
     """
     modules = {name: model.get_submodule(name) for name in packed}
     with restored_on_error(model.modules()):
+        for (name, key), value in (rescaled or {}).items():
+            replace_parameters(model.get_submodule(name), {key: value})
         for name, module in modules.items():
             packed[name].put_into(module)
         for layer in layers_to_keep_off(model):

@@ -136,20 +136,23 @@ class Fitter:
         if found is not None:
             return found
         sharing = [] if self._context.statistics is None else list(self._context.statistics.sharing(part))
+        factors = self._context.rescaling.columns.get(key)
         members = [(key, part)]
         members += [(other, rows) for other, rows in sharing if rows is not part and self._joins(other, key)]
         matrices = [self._matrix(other)[rows.start : rows.stop] for other, rows in members]
-        solved = self._solve(torch.cat(matrices), part.moments, scheme, self._corrects(key))
+        moments = part.moments if factors is None else part.moments.divided(factors)
+        solved = self._solve(torch.cat(matrices), moments, scheme, self._corrects(key))
         start = 0
         for (other, rows), matrix in zip(members, matrices, strict=True):
             chosen = solved.cut(start, start + len(matrix))
-            self._solved[(*other, rows.start, scheme)] = self._judged(other, matrix, chosen, part.moments, scheme)
+            self._solved[(*other, rows.start, scheme)] = self._judged(other, matrix, chosen, moments, scheme)
             start += len(matrix)
         return self._solved.pop((*key, part.start, scheme))
 
     def _joins(self, other: tuple[str, str], key: tuple[str, str]) -> bool:
+        columns = self._context.rescaling.columns
         asked_for = other[0] in self._peers and other[0] not in self._context.packed
-        return asked_for and self._corrects(other) == self._corrects(key)
+        return asked_for and columns.get(other) is columns.get(key) and self._corrects(other) == self._corrects(key)
 
     def _corrects(self, key: tuple[str, str]) -> bool:
         return self._corrects_bias and self._context.correctable_bias(*key) is not None
@@ -159,10 +162,10 @@ class Fitter:
         return self._context.packable(layer).forms[name].to_matrix(self._context.weight(layer, name))
 
     def _solve(self, matrix: Tensor, moments: Moments, scheme: Scheme, corrected: bool) -> _Rows:
-        obstacle = _obstacle(moments)
+        obstacle = obstacle_to_fitting(moments)
         if obstacle is not None:
             return _rounded(matrix, scheme, moments, obstacle)
-        known = _known(moments, full=self._algorithm.needs is Needs.HESSIAN, centred=corrected)
+        known = known_of(moments, full=self._algorithm.needs is Needs.HESSIAN, centred=corrected)
         solution = solve(self._algorithm, matrix, scheme, known)
         if solution.fallback:
             return _rounded(matrix, scheme, moments, _Fallback(solution.fallback, "Give other or more data."))
@@ -202,8 +205,14 @@ class Fitter:
             yield Finding("non-finite-inputs", Severity.WARNING, message, layer, remedy)
 
 
-def _known(moments: Moments, *, full: bool, centred: bool) -> InputStatistics:
-    """Statistics to fit to; those of inputs less their mean where a bias makes up for what the mean does."""
+def known_of(moments: Moments, *, full: bool, centred: bool) -> InputStatistics:
+    """Statistics to fit to.
+
+    Args:
+        moments: Of the inputs, of some rows at least.
+        full: Whether the Hessian is among them.
+        centred: Whether of inputs less their mean, as where a bias makes up for what the mean does.
+    """
     mean = moments.mean
     importance = moments.importance - mean.square() if centred else moments.importance
     hessian = moments.hessian if full else None
@@ -220,7 +229,15 @@ def _unseen(module: nn.Module) -> _Fallback:
     return _UNSEEN
 
 
-def _obstacle(moments: Moments) -> _Fallback | None:
+def obstacle_to_fitting(moments: Moments) -> _Fallback | None:
+    """What keeps codes from being fitted to inputs.
+
+    Args:
+        moments: Of the inputs.
+
+    Returns:
+        A reason with a remedy; None for nothing.
+    """
     if not moments.rows and moments.broken_rows:
         return _Fallback("all its calibration inputs hold NaN or Inf", "Repair the data or the model.")
     if moments.rows < FEWEST_ROWS:

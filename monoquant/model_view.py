@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import attrs
-import torch
 from torch import Tensor, nn
 
 from monoquant.adapters.base import Obstacle
@@ -14,6 +13,7 @@ from monoquant.adapters.choice import Packable, examine, readable_weights
 from monoquant.errors import PassError
 from monoquant.modules.packed_layer import PackedLayer
 from monoquant.registry import Registry
+from monoquant.rescaling import Rescaling
 from monoquant.source import tensor_identity
 from monoquant.values import AnyScheme, Decision, Layer
 
@@ -29,6 +29,7 @@ class ModelView:
         registry: Rules, checks and adapters.
         plan: Decisions by layer name.
         packed: Packed layers by name.
+        rescaling: Factors that were moved between parameters.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class ModelView:
     registry: Registry
     plan: dict[str, Decision] = attrs.field(factory=dict, init=False)
     packed: dict[str, PackedLayer] = attrs.field(factory=dict, init=False)
+    rescaling: Rescaling = attrs.field(factory=Rescaling, init=False)
     _replaced_weights: dict[tuple[str, str], Tensor] = attrs.field(factory=dict, init=False)
     _examined: dict[str, Packable | Obstacle] = attrs.field(factory=dict, init=False)
     _readable: dict[str, dict[str, Tensor]] = attrs.field(factory=dict, init=False)
@@ -95,10 +97,25 @@ class ModelView:
         """
         name = self._weight_name(layer, name)
         replaced = self._replaced_weights.get((layer, name))
-        return self.original_weight(layer, name) if replaced is None else replaced
+        return self._rescaled(layer, name, self.original_weight(layer, name) if replaced is None else replaced)
+
+    def rescaled_weight(self, layer: str, name: str) -> Tensor:
+        """The model's own float weight with the factors that it was given, which the damage is measured against.
+
+        Args:
+            layer: Name of a layer the plan quantizes.
+            name: Which of its weights.
+        """
+        return self._rescaled(layer, name, self.original_weight(layer, name))
+
+    def _rescaled(self, layer: str, name: str, weight: Tensor) -> Tensor:
+        packable = self.examine(layer)
+        if isinstance(packable, Obstacle) or name not in packable.forms:
+            return weight
+        return self.rescaling.weight((layer, name), weight, packable.forms[name])
 
     def original_weight(self, layer: str, name: str | None = None) -> Tensor:
-        """The model's own float weight, which the damage is measured against.
+        """The model's own float weight.
 
         Args:
             layer: Name of a layer that has a weight.
@@ -213,7 +230,7 @@ class ModelView:
         """How many modules hold each parameter, however many objects it is."""
         if not self._held:
             owned = (one for module in self.model.modules() for one in module._parameters.values() if one is not None)
-            self._held.update(tensor_identity(one) for one in owned if one.layout == torch.strided)
+            self._held.update(tensor_identity(one) for one in owned)
         return self._held
 
     def _shares_inputs_with_another(self, layer: str, name: str) -> bool:
@@ -236,4 +253,5 @@ class ModelView:
         held = None if bias is None else self.module(layer)._parameters[bias]
         if bias is None or held is None or bias not in biases:
             return None
-        return biases[bias].double() - held.detach().double()
+        before = self.rescaling.parameters.get((layer, bias), held.detach())
+        return biases[bias].double() - before.double()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 import attrs
@@ -194,6 +195,16 @@ class RowSampler:
         keys = torch.cat([self._keys, candidates.values])
         kept = torch.topk(keys, min(self._limit, len(keys)), largest=False).indices
         self._keys, self._rows = keys[kept], rows[kept.to(rows.device)]
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> RowSampler:
+        """The same sample with other rows.
+
+        Args:
+            change: From rows to as many rows.
+        """
+        result = copy.copy(self)
+        result._rows = None if self._rows is None else change(self._rows)
+        return result
 
     def result(self) -> Tensor | None:
         """The sample.

@@ -193,7 +193,7 @@ class Quantizer:
         for index in range(len(self.passes)):
             self._run_pass(index, context)
         report = build_report(context)
-        convert_in_place(target, context.packed)
+        convert_in_place(target, context.packed, context.rescaling.parameters)
         return QuantResult(target, _info(report), report)
 
     def _planned(self, model: nn.Module) -> QuantContext:

@@ -213,6 +213,35 @@ def test_pieces_are_a_part_cut_small(counts: list[int], size: int) -> None:
     assert list(uncut.pieces(part, size)) == [part]
 
 
+@divisible
+@given(counts=sizes, most=most, size=st.integers(1, 10), hold_out=st.booleans())
+def test_what_is_a_part_of_a_batch_says_so(kind: Any, counts: list[int], most: int, size: int, hold_out: bool) -> None:
+    """Whatever it was cut for: to fit, to hold some out, to be small; all of a batch is not cut."""
+    batches = Batches([kind(batch) for batch in numbered(counts)], most)
+    for part in batches.parts(hold_out=hold_out):
+        assert part.is_cut == (part.samples < counts[part.index])
+        for piece in batches.pieces(part, size):
+            assert piece.is_cut == (piece.samples < counts[piece.index])
+
+
+@pytest.mark.parametrize("once", [False, True])
+@given(counts=sizes, most=most, size=st.integers(1, 10))
+def test_batches_that_are_left_whole_start_again(once: bool, counts: list[int], most: int, size: int) -> None:
+    """From the first one, also where an iterator has given it away; none is cut, whatever it would be for."""
+    given_ = numbered(counts)
+    data = iter(given_) if once else given_
+    batches = Batches(data, most)
+    first = next(batches.parts(hold_out=True)).batch
+    whole = batches.left_whole(first)
+    parts = list(whole.parts(hold_out=True))
+    assert all(part.content is batch for part, batch in zip(parts, given_, strict=False))
+    assert sum(counts[: len(parts) - 1]) < most
+    assert len(parts) == len(counts) or sum(counts[: len(parts)]) >= most
+    assert [part.held_out for part in parts] == [index % HELD_OUT_OF == 1 for index in range(len(parts))]
+    assert not any(part.is_cut for part in parts)
+    assert all(list(whole.pieces(part, size)) == [part] for part in parts)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -406,13 +406,18 @@ def test_wrong_values_are_refused(options: dict[str, Any], text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"forward": 3}, {"select": True}, {"select": 1.5}, {"select": 0, "forward": lambda m, b: m(b)}],
+    ("options", "text"),
+    [
+        ({"forward": 3}, r"forward=3: give a function forward\(model, batch\)"),
+        ({"select": True}, "select=True: give the position or the key"),
+        ({"select": 1.5}, r"select=1\.5: give the position or the key"),
+        ({"select": 0, "forward": lambda m, b: m(b)}, "select and forward are both given"),
+    ],
     ids=["forward", "flag", "float", "both"],
 )
-def test_wrong_ways_to_run_are_refused(options: dict[str, Any]) -> None:
+def test_wrong_ways_to_run_are_refused(options: dict[str, Any], text: str) -> None:
     """As CalibrationPass refuses them."""
-    with pytest.raises(mq.ConfigError):
+    with pytest.raises(mq.ConfigError, match=text):
         mq.Comparison(DATA, **options)
 
 
@@ -463,29 +468,59 @@ def test_errors_tell_comparison_data_from_calibration_data(fault: str) -> None:
         compared(Net(), broken())
     told = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert "calibration" not in told
+    assert ("comparison batch 0" if fault == "uncountable" else "raised by the comparison data itself") in told
 
 
-def test_vectors_of_one_number_are_not_compared_by_their_direction() -> None:
-    """A regression's cosine is 1 whatever quantization did; say so rather than that all is well."""
-    model = Net(lambda y, _: y[:, :1].abs() + 1)
-    try:
-        result = compared(model)
-    except mq.InputError:
-        return
-    assert result.report.comparison.value < 1.0
+@pytest.mark.parametrize(("measure", "name"), [("auto", "a cosine"), ("cosine", "a cosine"), ("kl", "KL")])
+@pytest.mark.parametrize("features", [0, 1])
+def test_vectors_of_one_number_are_not_compared(features: int, measure: str, name: str) -> None:
+    """A regression's cosine is 1 and its KL is 0, whatever quantization did; the error says what helps."""
+    model = Net(lambda y, _: y[:, :features].abs() + 1)
+    text = rf"comparison batch 0 has vectors of fewer than two features, of which {name} says nothing: give a forward\("
+    with pytest.raises(mq.InputError, match=text):
+        compared(model, mq.Comparison(DATA, measure))
+    hidden = mq.Comparison(DATA, measure, forward=lambda model, x: model.a(x))
+    assert compared(model, hidden).report.comparison.rows == 24
+
+
+def test_two_classes_are_enough_for_a_divergence() -> None:
+    """Of which one says all about the other."""
+    found = compared(Net(lambda y, _: y[:, :2]), mq.Comparison(DATA, "kl")).report.comparison
+    assert (found.measure, found.rows) == ("kl", 24)
+    assert found.value > 0
+
+
+def zero_in_odd_rows(y: Tensor, _: Tensor) -> Tensor:
+    return y * (torch.arange(len(y)) % 2 == 0)[:, None]
 
 
 def test_vectors_that_stay_zero_are_as_they_were() -> None:
-    """Answers that both models leave at zero, such as dead features, are no damage."""
-    model = Net(lambda y, _: y * (torch.arange(len(y)) % 2)[:, None])
-    assert compared(model, bits=16).report.comparison.value > 0.99
+    """Answers that both models leave at zero, such as dead features, are no damage; the others count as ever."""
+    mixed = compared(Net(zero_in_odd_rows)).report.comparison
+    alone = compared(Net(lambda y, _: y[::2])).report.comparison
+    assert (mixed.rows, alone.rows) == (24, 12)
+    assert alone.value < 1 - 1e-4
+    assert mixed.value == pytest.approx((1 + alone.value) / 2, abs=1e-9)
 
 
-def test_nothing_but_padding_is_refused() -> None:
-    """Or a cosine of 0 over 0 rows is CRITICAL, and a KL of 0 is perfect."""
-    batch = {"x": torch.zeros(2, 3, 96), "attention_mask": torch.zeros(2, 3, dtype=torch.int64)}
-    with pytest.raises(mq.InputError):
-        compared(Net(), [batch])
+def test_vectors_of_which_one_is_zero_have_nothing_in_common() -> None:
+    """Neither are they the same, nor is their cosine a number."""
+    original = Net()
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x) if model is original else 0 * model(x)
+
+    assert compared(original, mq.Comparison(DATA, forward=forward)).report.comparison.value == 0
+
+
+@pytest.mark.parametrize("wrap", [lambda y, _: y, Answer], ids=["cosine", "kl"])
+def test_nothing_but_padding_is_refused(wrap: Any) -> None:
+    """Or a cosine of 0 over 0 rows is CRITICAL, and a KL of 0 is perfect; one row of data is enough."""
+    batch = {"x": torch.ones(2, 3, 96), "attention_mask": torch.zeros(2, 3, dtype=torch.int64)}
+    with pytest.raises(mq.InputError, match="comparison data is nothing but padding: give some that its attention"):
+        compared(Net(wrap), [batch, batch])
+    batch["attention_mask"][1, 1] = 1
+    assert compared(Net(wrap), [batch]).report.comparison.rows == 1
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -195,6 +195,10 @@ ORDER_ERRORS = [
         [mq.SkipSelectionPass(), mq.Int8PackPass(activations="static"), mq.CalibrationPass([])],
         "Int8PackPass stands before CalibrationPass",
     ),
+    (
+        [mq.SkipSelectionPass(), mq.CalibrationPass([]), mq.Int4PackPass(), mq.BudgetPass()],
+        "BudgetPass stands behind PackPass: move it before",
+    ),
     ([mq.SkipSelectionPass(), mq.Int8PackPass(activations="static")], "Int8PackPass needs CalibrationPass"),
     ([mq.SkipSelectionPass(), mq.Int4PackPass], "pass 2 is the class Int4PackPass: give an instance"),
     ([mq.SkipSelectionPass(), "pack"], "pass 2 is 'pack'"),

@@ -233,6 +233,13 @@ def test_a_packed_state_dict_is_refused(model: Model, tmp_path: Path) -> None:
         mq.quantize(tmp_path / "packed.safetensors")
 
 
+def test_comparing_needs_a_module(model: Model) -> None:
+    """Before anything is packed, and whatever the comparison is."""
+    for compare in ([torch.ones(2, 3)], mq.Comparison([torch.ones(2, 3)])):
+        with pytest.raises(mq.ConfigError, match="compare runs a model, and a state dict has none: give the module"):
+            mq.quantize(model.state_dict(), compare=compare)
+
+
 def test_how_a_module_runs_is_no_question_for_a_state_dict(model: Model) -> None:
     """Integer products need the module."""
     with pytest.raises(mq.ConfigError, match="activations='dynamic' is about how a module runs"):

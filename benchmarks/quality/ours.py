@@ -71,7 +71,8 @@ class Setting:
         """The call."""
         options = dict(self.options)
         if data is not None:
-            options |= {"calibration_data": data, "num_calibration_samples": samples(data), "quality": self.quality}
+            options |= {"calibration_data": data, "num_calibration_samples": samples(data)}
+            options |= {} if "algorithm" in options else {"quality": self.quality}
         return mq.quantize(model, 4, group_size=self.group_size, plugins=False, accuracy_warning="ignore", **options)
 
 
@@ -127,6 +128,7 @@ def _minilm() -> Iterator[tuple[str, Setting]]:
     for group_size in (128, 32):
         for quality in ("fast", "balanced", "best"):
             yield f"{quality} g{group_size}", Setting(quality, group_size)  # type: ignore[arg-type]
+    yield "gptq g128, all rows alike", Setting("best", options={"algorithm": mq.Gptq(weigh_rows=False)})
     yield f"best g128, the sentences of {FEW_TOKENS} tokens", Setting("best", data="few")
     yield "best g128, random tokens", Setting("best", data="random")
 
@@ -135,6 +137,7 @@ def _smollm2() -> Iterator[tuple[str, Setting]]:
     yield "no data g128", Setting("fast", data=None)
     for quality in ("fast", "balanced", "best"):
         yield f"{quality} g128", Setting(quality)  # type: ignore[arg-type]
+    yield "awq g128", Setting("best", options={"algorithm": "awq"})
     yield f"best g32, {FEW_WINDOWS} x 128 tokens", Setting("best", 32, "few")
     for bits in (4.25, 4.75):
         yield f"best, {bits} bits", Setting("best", options={"target_bits_per_weight": bits})

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from monoquant.adapters.base import ModuleAdapter, Obstacle, plain_bias
+from monoquant.adapters.base import ModuleAdapter, Obstacle, has_own_forward, plain_bias
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.values import AnyScheme
 
@@ -25,6 +25,8 @@ class AttentionAdapter(ModuleAdapter):
         return found or Obstacle("it has none of the projections of an nn.MultiheadAttention")
 
     def row_order(self, module: nn.Module) -> Literal["kept", "swapped"] | None:
+        if has_own_forward(module, nn.MultiheadAttention):
+            return None
         return "swapped" if getattr(module, "batch_first", False) else "kept"
 
     def bias_of(self, module: nn.Module, weight: str) -> str | None:

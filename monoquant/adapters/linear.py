@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -56,6 +57,9 @@ class LinearAdapter(ModuleAdapter):
     def bias_of(self, module: nn.Module, weight: str) -> str | None:
         return plain_bias(module, nn.Linear)
 
+    def row_order(self, module: nn.Module) -> Literal["kept", "swapped"] | None:
+        return None if has_own_forward(module, nn.Linear) else "kept"
+
     def read_by_owner(self, module: nn.Module) -> bool:
         return isinstance(module, NonDynamicallyQuantizableLinear)
 
@@ -82,6 +86,10 @@ class TransposedLinearAdapter(ModuleAdapter):
     def bias_of(self, module: nn.Module, weight: str) -> str | None:
         known = _conv1d(module)
         return None if known is None else plain_bias(module, known)
+
+    def row_order(self, module: nn.Module) -> Literal["kept", "swapped"] | None:
+        known = _conv1d(module)
+        return None if known is None or has_own_forward(module, known) else "kept"
 
     def mixin(self, module: nn.Module, scheme: AnyScheme) -> type[PackedModule]:
         if isinstance(scheme, HalfScheme) or scheme.activations is None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from monoquant.adapters.base import ModuleAdapter, Obstacle, plain_bias, torch_class
+from monoquant.adapters.base import ModuleAdapter, Obstacle, has_own_forward, plain_bias, torch_class
 from monoquant.modules.packed_module import PackedModule
 from monoquant.modules.recurrent import PackedRecurrent
 from monoquant.numerics.matrix_form import MatrixForm
@@ -27,6 +27,8 @@ class RecurrentAdapter(ModuleAdapter):
         return {name: MatrixForm.rows_first(weight.shape) for name, weight in matrices.items()}
 
     def row_order(self, module: nn.Module) -> Literal["kept", "swapped"] | None:
+        if has_own_forward(module, torch_class(module)):
+            return None
         return "swapped" if getattr(module, "batch_first", False) else "kept"
 
     def bias_of(self, module: nn.Module, weight: str) -> str | None:

@@ -72,10 +72,26 @@ class WeightAlgorithm(abc.ABC):
     needs: ClassVar[Needs] = Needs.NOTHING
     """What it wants to know of the inputs; where nothing is known, round_to_nearest is used, and a finding says so."""
 
+    scales_inputs: ClassVar[bool] = False
+    """Whether :meth:`input_scale` may return something."""
+
     @property
     def weighs_rows(self) -> bool:
         """Whether input rows are to count by how much they matter to the model's output; takes a backward pass."""
         return False
+
+    def input_scale(self, problem: WeightProblem) -> Tensor | None:
+        """Choose factors of columns, which make the matrix easier to code; asked only where they can be undone exactly.
+
+        The matrix that :meth:`solve` is given afterwards has them in it, and its inputs are divided by them.
+
+        Args:
+            problem: Rows that meet the same inputs, a sample of them where they are many; not to be written to.
+
+        Returns:
+            float32 ``[columns]``, positive and finite; None (default) for none.
+        """
+        return None
 
     @abc.abstractmethod
     def solve(self, problem: WeightProblem) -> Solution:

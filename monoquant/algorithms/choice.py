@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from monoquant.algorithms.awq import Awq
 from monoquant.algorithms.base import WeightAlgorithm
 from monoquant.algorithms.clip_search import ClipSearch
 from monoquant.algorithms.gptq import Gptq
 from monoquant.algorithms.round_to_nearest import RoundToNearest
 from monoquant.errors import ConfigError
 
-ALGORITHMS: tuple[WeightAlgorithm, ...] = (RoundToNearest(), ClipSearch(), Gptq())
+ALGORITHMS: tuple[WeightAlgorithm, ...] = (RoundToNearest(), ClipSearch(), Gptq(), Awq())
 
 
 def algorithm_named(given: Any) -> WeightAlgorithm:

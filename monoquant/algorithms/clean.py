@@ -58,6 +58,34 @@ def solve(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: Inp
     return attrs.evolve(solution, codes=attrs.evolve(codes, codes=codes.codes[:, : matrix.shape[1]]))
 
 
+def input_scale(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: InputStatistics) -> Tensor | None:
+    """Choose factors of columns.
+
+    Args:
+        algorithm: How.
+        matrix: As for :func:`solve`: rows that meet the same inputs.
+        scheme: Bits, group size, symmetry and scale dtype.
+        known: Statistics of its inputs.
+
+    Returns:
+        float32 ``[columns]``, positive and finite; None for none.
+
+    Raises:
+        PassError: When the algorithm returns something else.
+    """
+    problem = clean_problem(matrix, scheme, algorithm.needs, known)
+    found = algorithm.input_scale(problem)
+    if found is None:
+        return None
+    given, columns = (tuple(found.shape), found.dtype), problem.weight.shape[1]
+    if given != ((columns,), torch.float32) or not bool((torch.isfinite(found) & (found > 0)).all()):
+        raise PassError(
+            f"algorithm {algorithm.name!r} returned factors of shape {given[0]} and dtype {given[1]}, or some that are "
+            f"not positive and finite, for {columns} columns: correct its input_scale()"
+        )
+    return found[: matrix.shape[1]]
+
+
 def clean_problem(matrix: Tensor, scheme: Scheme, needs: Needs, known: InputStatistics | None = None) -> WeightProblem:
     """What an algorithm is given for a matrix: no ragged group, no column without importance.
 

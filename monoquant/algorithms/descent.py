@@ -59,10 +59,14 @@ class _Descent:
         diagonal = own.diagonal().unsqueeze(1)
         pull = (rows @ self._error).div_(diagonal)
         coupling = own / diagonal
-        for column, group in enumerate(self._group_of[first:end].tolist()):
-            codes, step = self.codes[first + column], self._scale[group]
-            best = (codes + pull[column] / step).round_().clamp_(0, self._largest)
-            change = (best - codes).mul_(step)
-            codes.copy_(best)
-            self._error[first + column] -= change
+        before = self.codes[first:end]
+        # Most of the time is the overhead of small steps: views are made at once, and changes added up in the end.
+        steps = self._scale[self._group_of[first:end]]
+        best = torch.empty_like(before)
+        views = zip(before.unbind(), pull.unbind(), steps.unbind(), best.unbind(), strict=True)
+        for column, (code, wish, step, new) in enumerate(views):
+            torch.addcdiv(code, wish, step, out=new).round_().clamp_(0, self._largest)
+            change = (new - code).mul_(step)
             pull[column + 1 :].addr_(coupling[column + 1 :, column], change, alpha=-1)
+        self._error[first:end] -= (best - before).mul_(steps)
+        self.codes[first:end] = best

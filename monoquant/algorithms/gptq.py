@@ -47,7 +47,7 @@ class Gptq(WeightAlgorithm):
 
     Args:
         damping: Fraction of the mean of the Hessian's diagonal that is added to it; default: by the number of rows.
-        sweeps: Sweeps of coordinate descent afterwards, see :mod:`monoquant.algorithms.descent`; default 2.
+        sweeps: Sweeps of coordinate descent afterwards, see :mod:`monoquant.algorithms.descent`; default 1.
         weigh_rows: Whether input rows count by the norm of their gradient, found by going backward through the model
             for random directions of its output; default True. Where there is no gradient, rows count alike.
     """
@@ -56,7 +56,7 @@ class Gptq(WeightAlgorithm):
     needs: ClassVar[Needs] = Needs.HESSIAN
 
     damping: float | None = attrs.field(default=None, validator=_check_damping)
-    sweeps: int = attrs.field(default=2, validator=_check_sweeps)
+    sweeps: int = attrs.field(default=1, validator=_check_sweeps)
     weigh_rows: bool = attrs.field(default=True, validator=_check_weigh_rows)
 
     @property

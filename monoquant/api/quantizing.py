@@ -14,6 +14,7 @@ from monoquant.adapters.base import ModuleAdapter
 from monoquant.algorithms.base import WeightAlgorithm
 from monoquant.batches import Forward
 from monoquant.comparison import Comparison
+from monoquant.data_run import Progress
 from monoquant.errors import ConfigError, require_flag
 from monoquant.formats.weights_file import read_weights
 from monoquant.hooks import PluginManager
@@ -21,7 +22,7 @@ from monoquant.modules.tensor_holder import hold
 from monoquant.passes.accuracy_warning import AccuracyWarningPass
 from monoquant.passes.base import Pass
 from monoquant.passes.budget import BudgetPass
-from monoquant.passes.calibration import CalibrationPass, Progress
+from monoquant.passes.calibration import CalibrationPass
 from monoquant.passes.pack import PackPass
 from monoquant.passes.skip_selection import Names, SkipSelectionPass, Types, name_rules, type_rules
 from monoquant.passes.trials import Evaluate

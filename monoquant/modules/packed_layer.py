@@ -56,8 +56,7 @@ class PackedLayer:
             module: The layer's module.
         """
         become_packed(module, self.mixin, self.weights, self.extras)
-        changed = {name: _replaced(module._parameters[name], value) for name, value in self.biases.items()}
-        module._parameters = {**module._parameters, **changed}
+        replace_parameters(module, self.biases)
 
     def detached(self, module: nn.Module) -> nn.Module:
         """The packed module, beside a float one that is left alone; it shares all that is not packed.
@@ -79,6 +78,17 @@ class PackedLayer:
         twin = _shallow_copy(owner)
         twin._modules = {**owner._modules, name: self.detached(owner.get_submodule(name))}
         return twin
+
+
+def replace_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give parameters of a module new values; the old tensors are not written to.
+
+    Args:
+        module: Changed in place.
+        values: By name; shared with the module from now on.
+    """
+    changed = {name: _replaced(module._parameters[name], value) for name, value in values.items()}
+    module._parameters = {**module._parameters, **changed}
 
 
 def _replaced(parameter: nn.Parameter | None, value: Tensor) -> nn.Parameter:

@@ -97,6 +97,12 @@ class BudgetPass(Pass):
             raise ConfigError("evaluate and tolerated_drop belong together: give both")
 
     def prepare(self, context: QuantContext) -> None:
+        scaling = [one.algorithm.name for one in context.packers.values() if getattr(one, "scales_inputs", False)]
+        if scaling:
+            raise ConfigError(
+                f"BudgetPass compares representations layer by layer, and algorithm {scaling[0]!r} changes several "
+                "layers at once: choose 'gptq', 'clip_search' or 'round_to_nearest'"
+            )
         for layer in (layer for group in _tied(context) for layer in group):
             context.wanted_gradients.add(context.heard_at(layer))
             for name in context.weight_names(layer):

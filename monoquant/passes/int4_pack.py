@@ -16,6 +16,7 @@ from monoquant.algorithms.round_to_nearest import RoundToNearest
 from monoquant.context import QuantContext
 from monoquant.errors import ConfigError, require_flag
 from monoquant.fitting import Fit, Fitter
+from monoquant.folding import Folder
 from monoquant.modules.packed_layer import Represented
 from monoquant.passes.code_pack import refuse_large_scales
 from monoquant.passes.pack import PackPass, Represent
@@ -40,8 +41,8 @@ class Int4PackPass(PackPass):
         group_size: Input features per group, >= 1; default 128. Ragged last groups are fine. None: a whole row.
         symmetric: False (default): codes 0..15 with a zero_point per group. True: codes -8..7.
         scale_dtype: torch.float16 (default), torch.bfloat16 or torch.float32.
-        algorithm: How codes are chosen: ``"round_to_nearest"``; ``"clip_search"`` and ``"gptq"``, which fit them to
-            calibration data; or a WeightAlgorithm of your own. ``"auto"`` (default): gptq where there is a
+        algorithm: How codes are chosen: ``"round_to_nearest"``; ``"clip_search"``, ``"gptq"`` and ``"awq"``, which fit
+            them to calibration data; or a WeightAlgorithm of your own. ``"auto"`` (default): gptq where there is a
             CalibrationPass, round_to_nearest elsewhere.
         correct_bias: Whether biases make up for what the error of a weight adds to its product on average, where
             calibration saw its inputs; default True.
@@ -62,6 +63,11 @@ class Int4PackPass(PackPass):
     def scheme(self) -> Scheme:
         return Scheme(4, self.group_size, self.symmetric, self.scale_dtype)
 
+    @property
+    def scales_inputs(self) -> bool:
+        """Whether it may change what layers are given, along with their weights."""
+        return self.algorithm is not None and self.algorithm.scales_inputs
+
     def refuse_extremes(self, ranges: Sequence[tuple[str, float]]) -> None:
         super().refuse_extremes(ranges)
         refuse_large_scales(ranges, self.scheme)
@@ -71,6 +77,7 @@ class Int4PackPass(PackPass):
         algorithm = Gptq() if self.algorithm is None else self.algorithm
         needs = algorithm.needs
         context.weighs_rows |= bool(needs) and algorithm.weighs_rows
+        context.wants_fold_sites |= self.scales_inputs
         for layer in self.mine(context):
             if needs and algorithm.weighs_rows:
                 context.wanted_gradients.add(context.heard_at(layer.name))
@@ -84,6 +91,13 @@ class Int4PackPass(PackPass):
                 f"algorithm {self.algorithm.name!r} fits codes to data: put a CalibrationPass before Int4PackPass, or "
                 "choose 'round_to_nearest' or 'auto'"
             )
+
+    def run(self, context: QuantContext) -> None:
+        if self.algorithm is not None and self.algorithm.scales_inputs:
+            own = {layer.name for layer in self.mine(context)}
+            folder = Folder(self.algorithm, self.scheme, context, own, corrects_bias=self.correct_bias)
+            context.report(folder.fold())
+        super().run(context)
 
     def representation(self, context: QuantContext) -> Represent:
         fitted: WeightAlgorithm = self.algorithm or (RoundToNearest() if context.statistics is None else Gptq())
@@ -100,6 +114,10 @@ class Int4PackPass(PackPass):
     def _biases(self, layer: str, name: str, fit: Fit, context: QuantContext) -> dict[str, Tensor]:
         bias = context.correctable_bias(layer, name)
         held = None if bias is None else context.module(layer)._parameters[bias]
-        if not self.correct_bias or bias is None or held is None or fit.shift is None:
+        if bias is None or held is None:
             return {}
-        return {bias: (held.detach() - fit.shift.to(held.device)).to(held.dtype)}
+        rescaled = context.rescaling.parameters.get((layer, bias))
+        if not self.correct_bias or fit.shift is None:
+            return {} if rescaled is None else {bias: rescaled}
+        before = held.detach() if rescaled is None else rescaled
+        return {bias: (before - fit.shift.to(held.device)).to(held.dtype)}

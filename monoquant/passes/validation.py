@@ -112,15 +112,12 @@ class ValidationPass(Pass):
         packed, observer = context.packed[layer], context.observer(where, request)
         sample = observer.result() if isinstance(observer, RowSampler) else None
         in_integers = issubclass(packed.mixin, IntegerCompute)
-        originals = {name: context.original_weight(layer, name) for name in packed.weights}
-        product_inputs = None if in_integers else sample
-        measured = sum(
-            (
-                measure_weight(originals[name], weight, product_inputs, context.bias_change(layer, name, packed.biases))
-                for name, weight in packed.weights.items()
-            ),
-            Measurement(),
-        )
+        originals = {name: context.rescaled_weight(layer, name) for name in packed.weights}
+        measured = Measurement()
+        for name, weight in packed.weights.items():
+            inputs = None if in_integers or sample is None else context.rescaling.inputs((layer, name), sample)
+            change = context.bias_change(layer, name, packed.biases)
+            measured += measure_weight(originals[name], weight, inputs, change)
         if sample is not None and in_integers:
             matrix = packed.weights["weight"].form.to_matrix(originals["weight"])
             product = measure_product(matrix, packed.detached(context.module(layer)), sample)
@@ -135,7 +132,7 @@ def _measure_calls(
     packed: PackedLayer, where: str, layer: str, seen: CallSampler, context: QuantContext
 ) -> tuple[Energy | None, int]:
     """Energies of what the module answers to the calls that were seen, and the number of samples in them."""
-    module = context.module(where)
+    module, packed = context.module(where), _on_own_inputs(packed, layer, context)
     if "forward" in vars(module):
         context.report([_not_replayed(layer, "its forward belongs to the object, and would run the float module")])
         return None, 0
@@ -153,6 +150,20 @@ def _measure_calls(
             energy += measure(reference, approximation)
             samples += len(reference) if reference.dim() else 1
     return (energy, samples) if samples else (None, 0)
+
+
+def _on_own_inputs(packed: PackedLayer, layer: str, context: QuantContext) -> PackedLayer:
+    """The layer as it answers calls of the float model: without factors that something else divides inputs by."""
+    scaled = {name for name in packed.weights if (layer, name) in context.rescaling.columns}
+    if not scaled:
+        return packed
+    undone = {
+        name: context.rescaling.undone((layer, name), weight.dequantize(), context.packable(layer).forms[name])
+        for name, weight in packed.weights.items()
+        if name in scaled
+    }
+    others = {name: weight for name, weight in packed.weights.items() if name not in scaled}
+    return attrs.evolve(packed, weights=others, biases={**packed.biases, **undone})
 
 
 def _not_replayed(layer: str, reason: str) -> Finding:

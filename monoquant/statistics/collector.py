@@ -61,10 +61,15 @@ class _Rows:
             return None
         return self.order.arrange(self.counted).to(self.inputs.device)
 
-    @property
-    def may_be_padded(self) -> bool:
-        """Whether there may be padding among the rows, and nobody knows where."""
-        return self.counted is not None and self.mask is None and self.counted.numel() == len(self.inputs)
+    def may_be_padded(self, *, one_sample: bool) -> bool:
+        """Whether there may be padding among the rows, and nobody knows where.
+
+        Args:
+            one_sample: Whether these are the rows of one sample; False for those of all.
+        """
+        if self.counted is None or self.mask is not None:
+            return False
+        return len(self.inputs) == (self.counted.shape[1] if one_sample else self.counted.numel())
 
     def real(self) -> Tensor:
         """The rows that hold data."""
@@ -162,7 +167,7 @@ class MomentCollector:
             order: Which vectors they are; None if that is not known.
         """
         rows = _Rows(inputs, _version(inputs), self.held_out, self.weighed, self.counted, order)
-        if rows.may_be_padded:
+        if rows.may_be_padded(one_sample=not shared):  # patches of convolutions come sample by sample
             self.maybe_padded.add(block.layer)
         common = self._inputs.get(block)
         if common is None:

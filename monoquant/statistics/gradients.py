@@ -94,10 +94,17 @@ class GradientProbe:
     def _sampled_likelihood(self, logits: Tensor) -> Tensor:
         """Log-likelihood of classes drawn from the model's own distribution; halved squares of its change are KL."""
         likelihood = logits.reshape(-1, logits.shape[-1]).float().log_softmax(-1)
-        chances = likelihood.detach().exp().cpu()
-        drawn = torch.multinomial(chances, 1, generator=self._generator).to(likelihood.device)
         self.output_energy += 2.0 * len(likelihood)
-        return likelihood.gather(1, drawn).sum()
+        return likelihood.gather(1, self._drawn(likelihood.detach().exp())).sum()
+
+    def _drawn(self, chances: Tensor) -> Tensor:
+        """One class per row; torch.multinomial draws a number per class, and takes seven times as long."""
+        below = chances.cumsum(-1)
+        total = below[:, -1:]
+        if not bool(torch.isfinite(total).all()):
+            raise ValueError("logits hold NaN, or no chance at all")
+        at = torch.rand(len(chances), 1, generator=self._generator).to(below) * total
+        return torch.searchsorted(below, at, right=True).clamp_(max=chances.shape[-1] - 1)
 
     def _collect(self, direction: Tensor) -> None:
         names, outputs = zip(*self._outputs, strict=True)
@@ -106,11 +113,12 @@ class GradientProbe:
             if gradient is None:
                 continue
             found = self.found.setdefault(name, Sensitivity())
-            found.gradient += float(gradient.double().square().sum())
-            found.energy += float(output.detach().double().square().sum())
+            squares = _squares(gradient)
+            found.gradient += float(squares.sum())
+            found.energy += float(_squares(output.detach()).sum())
             found.elements += gradient.numel()
             if gradient.dim():
-                self.row_squares.setdefault(name, []).append(gradient.detach().float().square().sum(-1))
+                self.row_squares.setdefault(name, []).append(squares.float())
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -133,6 +141,12 @@ class GradientProbe:
             return _with_first_float(answer, output.clone())
 
         return record
+
+
+def _squares(vectors: Tensor) -> Tensor:
+    """Energy of each vector, float64."""
+    norms = torch.linalg.vector_norm(vectors.float(), dim=-1) if vectors.dim() else vectors.abs()  # one pass, no copy
+    return norms.double().square()
 
 
 def logits_of(answer: Any) -> Tensor | None:

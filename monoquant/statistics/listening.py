@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class Listening:
     Attributes:
         held_out: Whether what comes now is held out; set by who runs the model.
         counted: Which positions hold data rather than padding, as in Call; set by who runs the model.
+        apart: Surrounds what observers compute, which is nothing that the model does; set by who runs the model.
     """
 
     def __init__(self, wanted: Mapping[str, Sequence[Request[Any]]], *, honest: bool) -> None:
@@ -33,6 +34,7 @@ class Listening:
         self.start_again()
         self.held_out = False
         self.counted: Tensor | None = None
+        self.apart: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def start_again(self) -> None:
         """Forget all that was heard."""
@@ -62,8 +64,9 @@ class Listening:
         self, name: str, requests: Sequence[Request[Any]]
     ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def observe(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            for request in requests:
-                self._show((name, request), Call(args, kwargs, self.counted))
+            with self.apart():
+                for request in requests:
+                    self._show((name, request), Call(args, kwargs, self.counted))
 
         return observe
 

@@ -101,6 +101,20 @@ class Moments:
             result._held_out.update(other.held_out)
         return result
 
+    def divided(self, factors: Tensor) -> Moments:
+        """Of the same rows, their columns divided.
+
+        Args:
+            factors: ``[columns]``, positive.
+        """
+        result = copy.copy(self)
+        if self._squares is not None and self._sums is not None:
+            by = factors.to(self._squares)
+            result._squares = self._squares / (torch.outer(by, by) if self.full else by.square())
+            result._sums = self._sums / by
+        result._held_out = self._held_out.mapped(lambda rows: rows / factors.to(rows))
+        return result
+
     def copied(self) -> Self:
         """With sums of its own."""
         return copy.deepcopy(self)

@@ -80,7 +80,8 @@ def products_within(operation: Any, arguments: Sequence[Any], result: Any) -> It
         return
     inputs, of_inputs, of_states, *_, first = arguments[:6]
     outputs, reverse = result[0], arguments[7]
-    states = torch.cat([first.unsqueeze(0), outputs[1:] if reverse else outputs[:-1]])
+    before = first.unsqueeze(0)
+    states = torch.cat([outputs[1:], before] if reverse else [before, outputs[:-1]])
     yield Product(of_inputs.t(), inputs.reshape(-1, inputs.shape[-1]))
     yield Product(of_states.t(), states.reshape(-1, states.shape[-1]))
 

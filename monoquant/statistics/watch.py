@@ -153,7 +153,7 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         for one in weights:
             if one.computed_by is None:
                 region = _Region(one, int(one.tensor.storage_offset()), one.tensor.stride())
-                self._regions.setdefault(_storage(one.tensor), []).append(region)
+                self._regions.setdefault(storage_of(one.tensor), []).append(region)
 
     @contextmanager
     def watching(self, modules: Iterable[nn.Module]) -> Iterator[None]:
@@ -200,12 +200,12 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         result = func(*args, **(kwargs or {}))
         for product in products_within(func, args, result):
             self._see(product)
-        if func in _COPIES and _storage(args[0]) in self._regions:
+        if func in _COPIES and storage_of(args[0]) in self._regions:
             self._see_copy(args[0], result)
         return result
 
     def _touches(self, args: Sequence[Any]) -> bool:
-        return any(_storage(value) in self._regions for value in args if isinstance(value, Tensor))
+        return any(storage_of(value) in self._regions for value in args if isinstance(value, Tensor))
 
     def _expects(self, func: Any) -> bool:
         return bool(self._running) and self._running[-1].computed is not None and func not in _VECTORS
@@ -227,7 +227,7 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     def _see_convolution(self, seen: Convolved, running: WatchedWeight | None) -> None:
         if seen.geometry.groups > MOST_CHANNEL_GROUPS:
             return
-        held = [region.watched for region in self._regions.get(_storage(seen.weight), [])]
+        held = [region.watched for region in self._regions.get(storage_of(seen.weight), [])]
         expected = [] if running is None else [running]
         for watched in (*held, *expected):
             if watched.form == seen.form and tuple(seen.weight.shape) == watched.form.shape:
@@ -239,7 +239,7 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
 
     def _see_copy(self, source: Tensor, result: Tensor) -> None:
         """Follow a weight into another dtype, as autocast and mixed-precision code do."""
-        for region in list(self._regions[_storage(source)]):
+        for region in list(self._regions[storage_of(source)]):
             same = (region.offset, region.stride) == (source.storage_offset(), source.stride())
             if same and tuple(source.shape) == region.watched.form.shape:
                 storage = result.untyped_storage()
@@ -248,10 +248,10 @@ class ProductWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
                 self._regions.setdefault(storage._cdata, []).append(copied)
 
     def _block(self, weight: Tensor) -> Block | None:
-        regions = self._regions.get(_storage(weight))
+        regions = self._regions.get(storage_of(weight))
         if regions is None:
             return None
-        view = (_storage(weight), weight.storage_offset(), weight.stride(), weight.shape)
+        view = (storage_of(weight), weight.storage_offset(), weight.stride(), weight.shape)
         if view not in self._blocks:
             found = (_block_of(weight, region) for region in regions)
             self._blocks[view] = next((block for block in found if block is not None), None)
@@ -273,8 +273,15 @@ class _PassingThrough(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _storage(tensor: Any) -> int:
-    """What tells a tensor's memory from any other; 0 for what has none of its own."""
+def storage_of(tensor: Any) -> int:
+    """What tells a tensor's memory from any other that is alive.
+
+    Args:
+        tensor: Anything.
+
+    Returns:
+        A number; 0 for what has no memory of its own.
+    """
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_nested:
         return 0
     address: int = tensor.untyped_storage()._cdata

@@ -12,7 +12,7 @@ from monoquant.algorithms.choice import ALGORITHMS, algorithm_named
 from monoquant.algorithms.gptq import Gptq
 
 
-@pytest.mark.parametrize("name", ["round_to_nearest", "clip_search", "gptq"])
+@pytest.mark.parametrize("name", ["round_to_nearest", "clip_search", "gptq", "awq"])
 def test_names_are_found(name: str) -> None:
     """Each name gives the algorithm that reports call so."""
     assert algorithm_named(name).name == name
@@ -33,8 +33,10 @@ def test_an_algorithm_is_taken_as_it_is() -> None:
     assert algorithm_named(careful) is careful
 
 
-@pytest.mark.parametrize("given", ["GPTQ", "awq", "", "auto", 4, None, Gptq, ["gptq"]])
+@pytest.mark.parametrize("given", ["GPTQ", "awk", "", "auto", 4, None, Gptq, ["gptq"]])
 def test_anything_else_is_refused(given: Any) -> None:
     """The error names what was given, and what would be right."""
-    with pytest.raises(mq.ConfigError, match=r"algorithm=.*'round_to_nearest', 'clip_search', 'gptq', or an instance"):
+    with pytest.raises(
+        mq.ConfigError, match=r"algorithm=.*'round_to_nearest', 'clip_search', 'gptq', 'awq', or an instance"
+    ):
         algorithm_named(given)

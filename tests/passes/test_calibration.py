@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import monoquant as mq
+from monoquant.algorithms.gptq import Gptq
 from monoquant.batches import HELD_OUT_OF, describe
 from monoquant.observers import InputSample, RowSampler
+from monoquant.statistics.moments import Moments
 
 
 class Log:
@@ -199,6 +201,30 @@ def test_nothing_is_remembered_unless_asked() -> None:
 
     mq.Quantizer([mq.SkipSelectionPass(), mq.CalibrationPass(batches()), FAST, Peek()]).run(model)
     assert observed == [({}, {}), ({}, ())]
+
+
+@pytest.mark.parametrize("weighs", [True, False])
+def test_sums_are_made_once_in_any_number_of_waves(monkeypatch: pytest.MonkeyPatch, weighs: bool) -> None:
+    """Each run of the data sums the inputs of its own wave; the others are only watched."""
+    added: list[int] = []
+    add = Moments.add
+
+    def counting(self: Moments, rows: Tensor, *others: Any) -> None:
+        added.append(len(rows))
+        add(self, rows, *others)
+
+    monkeypatch.setattr(Moments, "add", counting)
+    model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 32))
+    once, waves = [], []
+    for counts, limit in ((once, 1 << 30), (waves, 10_000)):
+        added.clear()
+        pack = mq.Int4PackPass(32, algorithm=Gptq(weigh_rows=weighs))
+        data = mq.CalibrationPass([torch.randn(60, 32)], statistics_bytes=limit)
+        report = mq.Quantizer([mq.SkipSelectionPass(), data, pack]).run(model).report
+        assert ("calibrated-in-waves" in {finding.code for finding in report.findings}) == (counts is waves)
+        counts.extend(added)
+    assert sum(once) == 3 * 56
+    assert sorted(waves) == sorted(once)
 
 
 @either

@@ -129,7 +129,7 @@ WRONG = [
     ({"quality": "good"}, r"quality='good': give one of 'auto', 'fast', 'balanced', 'best'"),
     ({"quality": None}, "quality=None"),
     ({"quality": True}, "quality=True"),
-    ({"algorithm": "awq"}, r"algorithm='awq': give one of 'round_to_nearest', 'clip_search', 'gptq'"),
+    ({"algorithm": "awk"}, r"algorithm='awk': give one of 'round_to_nearest', 'clip_search', 'gptq', 'awq'"),
     ({"algorithm": Gptq}, "or an instance of a WeightAlgorithm"),
     ({"quality": "best", "algorithm": "gptq"}, r"quality='best' and algorithm='gptq' both choose"),
     ({"quality": "fast", "algorithm": "round_to_nearest"}, "both choose: give one of them"),

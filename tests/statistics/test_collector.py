@@ -241,10 +241,11 @@ def test_rows_count_alike_where_no_gradient_is_known(squares: dict[str, list[Ten
     """None at all, one of another layer, of other calls, of vectors in another shape, or one that is zero."""
     collecting = weighed("a")
     for value in (1.0, 2.0):
-        collecting.receive(whole("a"), torch.full((2, COLUMNS), value), True, RowOrder((2,)))
+        rows = torch.tensor([[value], [3 * value]]).expand(2, COLUMNS)
+        collecting.receive(whole("a"), rows, True, RowOrder((2,)))
     collecting.weigh(squares)
     [found] = finish(collecting, "a")["a"]
-    assert (found.moments.rows, mean_of(found)) == (4, 1.5)
+    assert (found.moments.rows, mean_of(found)) == (4, 3.0)
 
 
 def test_rows_of_layers_that_share_inputs_count_for_all_of_them() -> None:
@@ -294,6 +295,61 @@ def test_padding_takes_no_part_in_weighing() -> None:
     [found] = finish(collecting, "a")["a"]
     assert found.moments.rows == 2
     assert mean_of(found) == pytest.approx((1 * 1 + 3 * 2) / 4)
+
+
+def test_rows_of_a_run_that_failed_are_forgotten() -> None:
+    """Those that wait as well as those that came last; layers that share go on sharing."""
+    collecting = weighed(*"ab")
+    for value in (1.0, 2.0):
+        inputs = torch.full((2, COLUMNS), value)
+        for layer in "ab":
+            collecting.receive(whole(layer), inputs, True, RowOrder((2,)))
+    collecting.forget()
+    collecting.weighed = False
+    again = torch.full((2, COLUMNS), 5.0)
+    for layer in "ab":
+        collecting.receive(whole(layer), again, True, RowOrder((2,)))
+    collecting.weighed = True
+    last = torch.full((2, COLUMNS), 7.0)
+    for layer in "ab":
+        collecting.receive(whole(layer), last, True, RowOrder((2,)))
+    collecting.weigh({"a": [torch.ones(2)]})
+    found = {layer: one for layer, (one,) in finish(collecting, *"ab").items()}
+    assert found["a"].moments is found["b"].moments
+    assert (found["a"].moments.rows, mean_of(found["a"])) == (4, 6.0)
+
+
+def of_one_wave(*layers: str, wave: str) -> MomentCollector:
+    """A collector for some layers, of which some are in the wave."""
+    full = {(layer, "weight"): True for layer in layers}
+    return MomentCollector(full, [(layer, "weight") for layer in wave])
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("wave", ["ac", "bc"])
+def test_sums_are_kept_for_the_layers_of_a_wave(wave: str, weighed: bool) -> None:
+    """Whoever of those that share comes first; for the others, sums would only fill memory."""
+    collecting = of_one_wave(*"abcd", wave=wave)
+    collecting.weighed = weighed
+    inputs = torch.ones(5, COLUMNS)
+    for layer in "ab":
+        collecting.receive(whole(layer), inputs, shared=True)
+    for layer in "cd":
+        collecting.receive(whole(layer), torch.ones(3, COLUMNS), shared=False)
+    collecting.weigh({})
+    rows = {layer: one.moments.rows for layer, (one,) in finish(collecting, *"abcd").items()}
+    assert rows == {"a": 5, "b": 5, "c": 3, "d": 0}
+
+
+def test_a_layer_of_another_wave_that_parts_takes_no_sums_along() -> None:
+    """A copy of what it had in common would fill memory; the layer of this wave keeps all of it."""
+    collecting = of_one_wave(*"ab", wave="a")
+    inputs = torch.ones(5, COLUMNS)
+    for layer in "ab":
+        collecting.receive(whole(layer), inputs, shared=True)
+    for layer in "ab":
+        collecting.receive(whole(layer), torch.ones(2, COLUMNS), shared=True)
+    assert {layer: one.moments.rows for layer, (one,) in finish(collecting, *"ab").items()} == {"a": 7, "b": 0}
 
 
 @given(squares=st.lists(st.floats(0, 1e20), min_size=1, max_size=20))

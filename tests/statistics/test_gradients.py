@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -125,6 +128,56 @@ def test_squares_of_rows_are_those_of_the_last_run() -> None:
     [squares] = probe.row_squares["a"]
     assert squares.shape == (4,)
     assert float(squares.sum()) == pytest.approx(probe.found["a"].gradient - first, rel=1e-5)
+
+
+def test_squares_of_rows_are_told_call_by_call() -> None:
+    """In the order of the calls, each in the shape of its own output."""
+    shared = nn.Linear(6, 6)
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first = shared(x)
+            return 3 * shared(first[:2]).sum() + 0 * first.sum()
+
+    x = inputs(8).reshape(4, 2, 6)
+    probe = GradientProbe({"shared": shared})
+    probe.probe(lambda: Twice()(x))
+    first, second = probe.row_squares["shared"]
+    assert (first.shape, second.shape) == ((4, 2), (2, 2))
+    assert float(first[2:].sum()) == 0
+    assert bool((first[:2] > 0).all())
+    assert float(second.max()) == pytest.approx(float(second.min()))
+
+
+def test_an_output_of_one_number_has_no_rows() -> None:
+    """What it says of the module is all there is."""
+
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum()
+
+    model = nn.Sequential(nn.Linear(6, 5), Sum())
+    probe = probed(model, inputs(4), "0", "1")
+    assert set(probe.found) == {"0", "1"}
+    assert set(probe.row_squares) == {"0"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_outputs_are_let_go_after_a_run(fails: bool) -> None:
+    """Whether it failed or not: they would keep all that the model has computed in memory."""
+    model, x = Chain(nn.Tanh()), inputs(4)
+    seen: list[weakref.ref[Tensor]] = []
+    model.a.register_forward_hook(lambda _module, _args, output: seen.append(weakref.ref(output)))
+    probe = GradientProbe({"a": model.a})
+
+    def run() -> Any:
+        answer = model(x)
+        return 1 / 0 if fails else answer
+
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        probe.probe(run)
+    gc.collect()
+    assert [one() for one in seen] == [None]
 
 
 @pytest.mark.parametrize("wrap", [lambda y: y, with_logits], ids=["plain", "logits"])
@@ -382,3 +435,21 @@ def test_the_first_float_is_searched_in_order(answer: Any, expected: Tensor | No
 def test_a_sensitivity_begins_with_nothing() -> None:
     """Sums."""
     assert Sensitivity() == Sensitivity(0.0, 0.0, 0)
+
+
+def test_classes_are_drawn_by_their_chances() -> None:
+    """As often as the model says, never one without a chance; rows are drawn apart."""
+    chances = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.25, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]]).repeat(4000, 1)
+    drawn = GradientProbe({})._drawn(chances).view(-1, 2)
+    shares = torch.bincount(drawn[:, 0], minlength=6) / 4000
+    assert torch.allclose(shares, chances[0], atol=0.03)
+    assert bool((shares[chances[0] == 0] == 0).all())
+    assert bool((drawn[:, 1] == 2).all())
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    """A direction drawn from them would mean nothing."""
+    model = nn.Linear(3, 4)
+    probe = GradientProbe({"": model})
+    with pytest.raises(ValueError, match="NaN"):
+        probe.probe(lambda: with_logits(model(torch.full((2, 3), float("nan")))))

@@ -191,6 +191,32 @@ class NoText(Mine):
         return attrs.evolve(mq.RoundToNearest().solve(problem), fallback=None)
 
 
+@attrs.frozen
+class Scales(Mine):
+    scales_inputs: ClassVar[bool] = True
+
+    def input_scale(self, problem: mq.WeightProblem) -> torch.Tensor | None:
+        return problem.weight.abs().amax(0).float()
+
+
+@attrs.frozen
+class ScalesInSecret(Mine):
+    def input_scale(self, problem: mq.WeightProblem) -> torch.Tensor | None:
+        return torch.ones(problem.weight.shape[1])
+
+
+@attrs.frozen
+class ScalesAtRandom(Scales):
+    def input_scale(self, problem: mq.WeightProblem) -> torch.Tensor | None:
+        return torch.full((problem.weight.shape[1],), float(_SEEDS.pop() + 1))
+
+
+@attrs.frozen
+class ScalesSometimes(Scales):
+    def input_scale(self, problem: mq.WeightProblem) -> torch.Tensor | None:
+        return None if _SEEDS.pop() % 2 else torch.ones(problem.weight.shape[1])
+
+
 STORED, FROZEN = "test_codes_can_be_stored", "test_it_is_a_frozen_value"
 BROKEN: list[tuple[Any, str, str]] = [
     (Sixteen, STORED, "a code of 1[6-9]|a code of 30.*GroupCodes"),
@@ -210,6 +236,10 @@ BROKEN: list[tuple[Any, str, str]] = [
     (InPlaceImportance, "test_it_writes_to_nothing", "wrote to problem.importance.*clone"),
     (DrawsFromTorch, "test_it_writes_to_nothing", "changed torch's random state"),
     (Shifted, "test_it_is_no_worse_than_rounding", "times as much, and 1.05 may be.*worst_factor"),
+    (Scales, "test_factors_can_be_moved", "input_scale.* returned tensor.*positive, finite"),
+    (ScalesInSecret, "test_factors_can_be_moved", "scales_inputs is not True.*ClassVar"),
+    (ScalesAtRandom, "test_factors_can_be_moved", "scales one problem in two ways"),
+    (ScalesSometimes, "test_factors_can_be_moved", "scales one problem in two ways.*seed"),
     (Nameless, "test_it_says_what_it_is_and_needs", "has the name ''.*ClassVar"),
     (NeedsText, "test_it_says_what_it_is_and_needs", "needs 'hessian'.*Needs.HESSIAN"),
     (FallsBackSilently, "test_it_says_what_it_is_and_needs", "weighs_rows .* is None.*True or False"),

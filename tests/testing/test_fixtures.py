@@ -41,6 +41,7 @@ def test_every_specimen_comes_by(specimen: Specimen) -> None:
 
 CHANGES: dict[str, Callable[[nn.Module], Any]] = {
     "values of lm_head.weight": lambda model: model.lm_head.weight.data[0, 0].add_(1),
+    "values of embed.weight": lambda model: setattr(model.embed.weight, "data", model.embed.weight.data.half()),
     "values of bn.num_batches_tracked": lambda model: model.bn.num_batches_tracked.add_(1),
     "tensor object of embed.weight": lambda model: setattr(
         model.embed, "weight", nn.Parameter(model.embed.weight.data)

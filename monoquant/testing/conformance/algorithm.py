@@ -116,12 +116,31 @@ class AlgorithmConformance(Conformance):
             before = {name: tensor.clone() for name, tensor in held.items() if tensor is not None}
             settings = torch_settings()
             self._solved(problem)
+            self._algorithm.input_scale(problem)
             for name, tensor in before.items():
                 broken = f"the algorithm {self._algorithm!r} wrote to problem.{name}."
                 require(torch.equal(held[name], tensor), broken, f"work on problem.{name}.clone()")
             for name, value in torch_settings().items():
                 broken = f"the algorithm {self._algorithm!r} changed torch's {name}."
                 require(value == settings[name], broken, "leave global settings and the random state alone")
+
+    def test_factors_can_be_moved(self) -> None:
+        """What it multiplies columns by is None, or finite and positive; None unless ``scales_inputs`` says more."""
+
+        @self.for_all(self._problems())
+        def scales(problem: WeightProblem) -> None:
+            columns = (problem.weight.shape[1],)
+            found, again = (self._algorithm.input_scale(problem) for _ in range(2))
+            if found is None or again is None:
+                require(found is again, f"the algorithm {self._algorithm!r} scales one problem in two ways.", _PURE)
+                return
+            broken = f"the algorithm {self._algorithm!r} has factors, and scales_inputs is not True."
+            require(self._algorithm.scales_inputs is True, broken, "write 'scales_inputs: ClassVar[bool] = True'")
+            broken = f"input_scale() of the algorithm {self._algorithm!r} returned {found!r}."
+            fits = tuple(found.shape) == columns and found.dtype == torch.float32
+            positive = fits and bool((torch.isfinite(found) & (found > 0)).all())
+            require(positive, broken, "return positive, finite float32 factors, one per column, or None")
+            require(torch.equal(found, again), f"{self._algorithm!r} scales one problem in two ways.", _PURE)
 
     def test_zeros_stay_zero(self) -> None:
         """A dead matrix is exact, whatever its inputs are: zero is always among the values that codes stand for."""
