@@ -36,14 +36,14 @@ def pipeline_for(pass_: Pass, passes: Sequence[Pass] = (), calibration_data: Ite
     placed: list[Pass] = []
     for one in (*passes, pass_):
         _place(one, placed, passes, calibration_data)
-    packs = any(isinstance(one, PackPass) for one in placed)
-    packing: list[Pass] = []
-    if not packs:
-        _place(Int4PackPass(group_size=_GROUP_SIZE), packing, placed, calibration_data)
-    if not packs and isinstance(packing[-1], tuple(pass_.after)):
-        return _ordered([*placed, *packing])
-    skipping = [one for one in packing[:-1] if one not in placed]
-    return [*_ordered([*skipping, *placed]), *packing[-1:]]
+    if any(isinstance(one, PackPass) for one in placed):
+        return _ordered(placed)
+    missing: list[Pass] = []
+    _place(Int4PackPass(group_size=_GROUP_SIZE), missing, placed, calibration_data)
+    *skipping, packing = missing
+    if any(isinstance(packing, one.after) for one in placed):
+        return _ordered([*skipping, *placed, packing])
+    return [*_ordered([*skipping, *placed]), packing]
 
 
 def _place(pass_: Pass, placed: list[Pass], given: Sequence[Pass], data: Iterable[Any] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -162,6 +163,20 @@ def test_the_good_rule_that_was_broken_is_good() -> None:
     suite = suite_of(AllLinear(), skips=(HEAD,), max_examples=5)
     for name in clauses_of(suite):
         getattr(suite, name)()
+
+
+def test_a_rule_may_keep_what_it_computes_of_its_settings() -> None:
+    """A pattern that is compiled when it is first needed changes no answer."""
+
+    class Lazy(AllLinear):
+        @functools.cached_property
+        def pattern(self) -> re.Pattern[str]:
+            return re.compile("head$")
+
+        def reason(self, layer: mq.Layer) -> str | None:
+            return "is a head" if self.pattern.search(layer.name) else None
+
+    suite_of(Lazy()).test_it_answers_the_same_again()
 
 
 def test_every_clause_is_broken_by_one_of_them() -> None:

@@ -100,7 +100,9 @@ class SkipRuleConformance(Conformance):
             for layer, one, other in zip(asked, first, again, strict=True):
                 broken = f"the rule {rule!r} answered {one!r}, then {other!r} for layer {layer!r}."
                 require(one == other, broken, _PURE)
-            require(_state(rule) == before, f"asking the rule {rule!r} changed it.", _PURE)
+            # What was not there before may be an answer that functools.cached_property keeps.
+            kept = {name: text for name, text in _state(rule).items() if name in before}
+            require(kept == before, f"asking the rule {rule!r} changed it.", _PURE)
 
     def test_it_reduces_to_what_there_is(self) -> None:
         """What the layers it matches are reduced to is None, for float, or one of the known targets."""
@@ -166,7 +168,7 @@ class SkipRuleConformance(Conformance):
         return st.sampled_from(own) | self.layers if own else self.layers
 
 
-def _state(rule: SkipRule) -> str:
+def _state(rule: SkipRule) -> dict[str, str]:
     kind: type = type(rule)
     names = [field.name for field in attrs.fields(kind)] if attrs.has(kind) else []
-    return repr([(name, getattr(rule, name)) for name in [*names, *sorted(getattr(rule, "__dict__", ()))]])
+    return {name: repr(getattr(rule, name)) for name in [*names, *getattr(rule, "__dict__", ())]}
