@@ -11,6 +11,7 @@
 - Judge: :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of :class:`WarningCheck`.
 - Keep: :func:`save`, :func:`load`, :func:`load_report`, :func:`save_report`, :func:`render_report`.
 - Teach it a kind of module: :class:`ParameterAdapter`, or subclasses of :class:`ModuleAdapter`.
+- Test what you add: :mod:`monoquant.testing`.
 - Extend: :data:`hookimpl` marks a plugin's functions, which bring any of the above, or :class:`ObserverKind`,
   :class:`Exporter` and :class:`Reporter`; :func:`list_plugins` tells what is there.
 """

@@ -50,7 +50,11 @@ class AccuracyGate:
 
 
 class WarningCheck(abc.ABC):
-    """Base of all checks."""
+    """Base of all checks.
+
+    A check is a frozen value, judges any run, and leaves the summary alone: figures may be None (not measured), NaN or
+    infinite. ``monoquant.testing.WarningCheckConformance`` tests all of this.
+    """
 
     @abc.abstractmethod
     def check(self, info: QuantizationInfo, gate: AccuracyGate) -> Iterable[Finding]:

@@ -32,6 +32,9 @@ DEFAULT_INT4_SKIP: Final[Mapping[str, Any]] = types.MappingProxyType(
 class SkipRule(abc.ABC):
     """Base of all skip rules; combine them with ``|`` (any), ``&`` (all) and ``~`` (not).
 
+    A rule is a frozen value: its answer depends on the layer and its settings alone, and asking changes nothing. It is
+    asked about every layer of a model. ``monoquant.testing.SkipRuleConformance`` tests all of this.
+
     Attributes:
         skip_to: What to reduce the layers of this rule to instead of leaving them in float: ``"int8"``, ``"float16"``,
             ``"bfloat16"``; None (default) leaves them. The pipeline needs the pass that does it.
@@ -304,7 +307,7 @@ class NotRule(SkipRule):
         return f"not selected by {self.rule!r}" if self.rule.reason(layer) is None else None
 
     def unmatched(self, layers: Sequence[Layer]) -> list[str]:
-        return self.rule.unmatched(layers)
+        return self.rule.unmatched(layers) or super().unmatched(layers)
 
     def __repr__(self) -> str:
         return f"NotRule({self.rule!r}{_shown(self.skip_to)})" if self.skip_to else f"~{self.rule!r}"

@@ -53,7 +53,7 @@ def test_python_blocks_print_what_the_readme_says(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("monoquant.hooks.loading.installed", list)  # the README's reader has no plugins yet
     with torch.random.fork_rng():
         pairs = outputs()
-    assert len(pairs) == 9
+    assert len(pairs) == 10
     for said, printed in pairs:
         assert_same_text(said, printed)
 

@@ -213,8 +213,8 @@ def test_rules_of_others_are_dead_when_they_never_answer() -> None:
 @settings(deadline=None)
 @given(skip_rules(), st.lists(layers(), max_size=5))
 def test_a_rule_that_skips_nothing_has_dead_parts(rule: mq.SkipRule, candidates: list[mq.Layer]) -> None:
-    """No rule is without effect and without a word about it (one that is turned around may be)."""
-    assume("~" not in repr(rule) and not skipped(rule, candidates))
+    """No rule is without effect and without a word about it."""
+    assume(not skipped(rule, candidates))
     assert rule.unmatched(candidates)
 
 

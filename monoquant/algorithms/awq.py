@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import attrs
+import torch
 from torch import Tensor
 
 from monoquant.algorithms.base import Needs, Solution, WeightAlgorithm, WeightProblem
@@ -55,7 +56,7 @@ class Awq(WeightAlgorithm):
         if problem.importance is None:
             return None
         size = problem.importance.float().sqrt()
-        best, least = None, _noise(problem, problem.weight.new_ones(len(size)))
+        best, least = None, _noise(problem, torch.ones_like(size))
         for step in range(1, _STEPS + 1):
             factors = _normalised(size ** (step / _STEPS))
             noise = _noise(problem, factors)
@@ -71,7 +72,7 @@ def _normalised(factors: Tensor) -> Tensor:
 
 def _noise(problem: WeightProblem, factors: Tensor) -> float:
     """What rounding to nearest adds to the product, errors of columns being independent."""
-    scheme = attrs.evolve(problem.scheme, group_size=problem.width)
+    scheme = attrs.evolve(problem.scheme.storage, group_size=problem.width)
     weights = problem.importance.float() / factors.square() if problem.importance is not None else factors
     total = 0.0
     for rows in row_chunks(*problem.weight.shape):

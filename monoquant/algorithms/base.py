@@ -62,7 +62,10 @@ class Solution:
 
 
 class WeightAlgorithm(abc.ABC):
-    """Base of all algorithms: a frozen value without state, so that equal problems have equal solutions."""
+    """Base of all algorithms: a frozen value without state, so that equal problems have equal solutions.
+
+    ``monoquant.testing.AlgorithmConformance`` tests what is asked of one.
+    """
 
     name: ClassVar[str]
     """What reports call it."""

@@ -52,12 +52,12 @@ def solve(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: Inp
     Raises:
         PassError: When the algorithm returns what no packed matrix can hold.
     """
-    problem = _problem(algorithm, matrix, scheme, known)
+    problem = clean_problem(matrix, scheme, algorithm.needs, known)
     with _named_in_errors(algorithm):
         solution: object = algorithm.solve(problem)
     if not isinstance(solution, Solution):
         raise PassError(f"algorithm {algorithm.name!r} returned {solution!r}: return a Solution from its solve()")
-    wrong = _flaw(solution.codes, problem)
+    wrong = flaw(solution.codes, problem)
     if wrong:
         raise PassError(f"algorithm {algorithm.name!r} returned {wrong}: correct its solve()")
     codes = solution.codes
@@ -79,7 +79,7 @@ def input_scale(algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, know
     Raises:
         PassError: When the algorithm returns something else.
     """
-    problem = _problem(algorithm, matrix, scheme, known)
+    problem = clean_problem(matrix, scheme, algorithm.needs, known)
     with _named_in_errors(algorithm):
         found = algorithm.input_scale(problem)
     if found is None:
@@ -103,16 +103,23 @@ def _named_in_errors(algorithm: WeightAlgorithm) -> Iterator[None]:
         raise
 
 
-def _problem(
-    algorithm: WeightAlgorithm, matrix: Tensor, scheme: Scheme, known: InputStatistics | None
-) -> WeightProblem:
+def clean_problem(matrix: Tensor, scheme: Scheme, needs: Needs, known: InputStatistics | None = None) -> WeightProblem:
+    """What an algorithm is given for a matrix: no ragged group, no column without importance.
+
+    Args:
+        matrix: As for :func:`solve`.
+        scheme: As for :func:`solve`.
+        needs: What the algorithm wants to know.
+        known: As for :func:`solve`.
+
+    Returns:
+        The problem, its last group padded with zeros.
+    """
     width = scheme.width(matrix.shape[1])
     missing = group_count(matrix.shape[1], width) * width - matrix.shape[1]
     weight = functional.pad(matrix.to(torch.float64 if matrix.dtype == torch.float64 else torch.float32), (0, missing))
     problem = WeightProblem(weight, width, scheme)
-    if known is not None and algorithm.needs:
-        problem = _with_statistics(problem, known, missing, algorithm.needs)
-    return problem
+    return problem if known is None or not needs else _with_statistics(problem, known, missing, needs)
 
 
 def _with_statistics(problem: WeightProblem, known: InputStatistics, missing: int, needs: Needs) -> WeightProblem:
@@ -126,7 +133,16 @@ def _with_statistics(problem: WeightProblem, known: InputStatistics, missing: in
     return attrs.evolve(problem, importance=raised, hessian=hessian, samples=known.samples, weighted=known.weighted)
 
 
-def _flaw(codes: GroupCodes, problem: WeightProblem) -> str:
+def flaw(codes: GroupCodes, problem: WeightProblem) -> str:
+    """What keeps codes from being packed.
+
+    Args:
+        codes: What an algorithm returned.
+        problem: The matrix they are to stand for.
+
+    Returns:
+        A text that continues "returned"; empty where all is well.
+    """
     rows, columns = problem.weight.shape
     groups = (rows, columns // problem.width)
     shapes = (tuple(codes.codes.shape), tuple(codes.scale.shape), tuple(codes.zero_point.shape))
@@ -140,6 +156,8 @@ def _flaw(codes: GroupCodes, problem: WeightProblem) -> str:
         return f"a code of {largest}, which is more than {problem.scheme.max_code}"
     if not bool((torch.isfinite(codes.scale) & (codes.scale != 0)).all()):
         return "scales that are zero, NaN or Inf"
+    if not problem.scheme.symmetric and bool((codes.scale < 0).any()):
+        return "negative scales in an asymmetric scheme"
     if problem.scheme.symmetric and bool((codes.zero_point != problem.scheme.middle_code).any()):
         return f"zero_points other than {problem.scheme.middle_code} in a symmetric scheme"
     return ""

@@ -17,4 +17,6 @@ class RoundToNearest(WeightAlgorithm):
     name: ClassVar[str] = "round_to_nearest"
 
     def solve(self, problem: WeightProblem) -> Solution:
-        return Solution(round_to_nearest(problem.weight, attrs.evolve(problem.scheme, group_size=problem.width)))
+        return Solution(
+            round_to_nearest(problem.weight, attrs.evolve(problem.scheme.storage, group_size=problem.width))
+        )

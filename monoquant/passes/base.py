@@ -18,6 +18,7 @@ class Pass:
     unless it is a dry run, ``prepare`` of every pass; then ``requires``, ``run`` and ``ensures`` pass by pass. Override
     what you need; most passes override ``run`` only. The docstring of QuantContext says which of its fields who may
     write, and when; the Quantizer holds passes to that.
+    ``monoquant.testing`` has ``assert_pass`` and ``PassConformance`` to test one.
 
     Attributes:
         follows: Passes of which one instance each must stand earlier in the pipeline.

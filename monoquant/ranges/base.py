@@ -93,6 +93,8 @@ class ActivationRange:
 class RangeObserver(abc.ABC):
     """Remembers enough of the activations it is shown to choose their range.
 
+    ``monoquant.testing.ObserverConformance`` tests what is asked of one.
+
     Args:
         channel_axis: None (default) for one range of all values; otherwise the dimension of the activations whose
             every index gets a range of its own, such as -1 for the last one.

@@ -77,3 +77,12 @@ def test_what_it_asks_for() -> None:
     for bad in ("gptq", Awq(), None):
         with pytest.raises(mq.ConfigError, match="codes="):
             Awq(codes=bad)  # type: ignore[arg-type]
+
+
+def test_float64_weights_have_the_same_factors() -> None:
+    """Models in double precision have their weights in it, and statistics in float32."""
+    x, scheme = inputs_with_outliers(), mq.Scheme()
+    single, double = (input_scale(Awq(), matrix, scheme, known(x)) for matrix in (weight(), weight().double()))
+    assert single is not None
+    assert double is not None
+    assert torch.equal(single, double)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import monoquant as mq
+from monoquant.testing.zoo import SmallModel
 
 
 def quantized(model: nn.Module, **options: Any) -> mq.QuantResult:
@@ -64,9 +65,7 @@ def test_load_into_a_meta_model(small: nn.Module, tokens: Any, tmp_path: Path) -
     """A model that was never materialized takes all its tensors from the file."""
     result, path = saved(small, tmp_path)
     with torch.device("meta"):
-        from tests.conftest import Small
-
-        empty = Small()
+        empty = SmallModel()
     loaded = mq.load(path, empty)
     assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
     assert torch.equal(loaded.eval()(tokens[0]), result.model.eval()(tokens[0]))

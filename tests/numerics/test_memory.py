@@ -51,7 +51,7 @@ def test_tensors_made_on_the_way_count_each() -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(weight=weights())
+@given(weight=weights(contiguous=True))
 def test_byte_view_shows_the_bytes(weight: torch.Tensor) -> None:
     """The view holds exactly the bytes of the tensor, in order."""
     view = byte_view(weight)

@@ -18,21 +18,12 @@ from monoquant.ranges import (
     MovingAverageObserver,
     RangeObserver,
 )
-from monoquant.testing.strategies import weights
+from monoquant.testing.strategies import activations
 
 NAMES = ("minmax", "moving_average", "histogram", "auto")
 orderless = pytest.mark.parametrize("name", ["minmax", "histogram", "auto"])
 axes = st.sampled_from([None, 0])
 thorough = settings(deadline=None, max_examples=60)
-
-
-@st.composite
-def pieces(draw: st.DrawFn) -> list[torch.Tensor]:
-    """Pieces of one tensor, of very different magnitudes, so that the octaves of a histogram have to move."""
-    values = draw(weights(max_rows=6, max_columns=60))
-    cuts = sorted(draw(st.lists(st.integers(0, values.shape[1]), max_size=5)))
-    parts = torch.tensor_split(values.double(), cuts, dim=1)
-    return [part * 2.0 ** draw(st.integers(-50, 50) | st.just(0)) for part in parts]
 
 
 def observer_named(name: str, channel_axis: int | None = None) -> RangeObserver:
@@ -65,7 +56,7 @@ def same_state(first: RangeObserver, second: RangeObserver) -> bool:
 
 @orderless
 @thorough
-@given(parts=pieces(), axis=axes)
+@given(parts=activations(), axis=axes)
 def test_merging_equals_seeing_everything(name: str, parts: list[torch.Tensor], axis: int | None) -> None:
     together = shown(name, axis, parts)
     assert same_state(merged([shown(name, axis, [part]) for part in parts]), together)
@@ -74,7 +65,7 @@ def test_merging_equals_seeing_everything(name: str, parts: list[torch.Tensor], 
 
 @orderless
 @thorough
-@given(parts=pieces(), axis=axes, data=st.data())
+@given(parts=activations(), axis=axes, data=st.data())
 def test_order_makes_no_difference(name: str, parts: list[torch.Tensor], axis: int | None, data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(parts))
     assert same_state(shown(name, axis, parts), shown(name, axis, shuffled))
@@ -85,7 +76,7 @@ def test_order_makes_no_difference(name: str, parts: list[torch.Tensor], axis: i
 
 @orderless
 @thorough
-@given(parts=pieces(), axis=axes, seed=st.integers(0, 99))
+@given(parts=activations(), axis=axes, seed=st.integers(0, 99))
 def test_merging_is_associative(name: str, parts: list[torch.Tensor], axis: int | None, seed: int) -> None:
     observers = [shown(name, axis, [part]) for part in parts]
     from_the_left = merged(observers)
@@ -97,7 +88,7 @@ def test_merging_is_associative(name: str, parts: list[torch.Tensor], axis: int 
 
 
 @thorough
-@given(parts=pieces(), axis=axes, constant=st.floats(1e-12, 1), cut=st.integers(0, 6))
+@given(parts=activations(), axis=axes, constant=st.floats(1e-12, 1), cut=st.integers(0, 6))
 def test_merged_moving_averages_equal_one_of_all_updates(
     parts: list[torch.Tensor], axis: int | None, constant: float, cut: int
 ) -> None:

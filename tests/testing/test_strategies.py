@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
 from torch import nn
 
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.rules import AllRule, AnyRule, NameRule, NotRule, SkipRule, ThresholdRule, TypeRule
-from monoquant.testing.strategies import layers, schemes, skip_rules, weights
-from monoquant.values import PACKABLE_DTYPES, SCALE_DTYPES, Layer, Scheme
+from monoquant.testing.strategies import half_schemes, layers, schemes, skip_rules, weights
+from monoquant.values import CODE_BITS, PACKABLE_DTYPES, SCALE_DTYPES, TARGETS, Ancestor, HalfScheme, Layer, Scheme
 
 normal = settings(deadline=None, max_examples=100)
 search = settings(deadline=None, max_examples=3000, database=None, derandomize=True, phases=[Phase.generate])
@@ -25,7 +26,6 @@ def test_weights_are_ones_that_every_scheme_can_hold(weight: torch.Tensor, schem
     """Weights are finite matrices in a packable dtype, and stay finite when packed by any scheme."""
     assert weight.dim() == 2
     assert weight.dtype in PACKABLE_DTYPES
-    assert weight.is_contiguous()
     assert not weight.requires_grad
     assert torch.isfinite(weight).all()
     packed, _ = PackedMatrix.pack(weight, scheme)
@@ -38,8 +38,9 @@ def test_weights_are_ones_that_every_scheme_can_hold(weight: torch.Tensor, schem
 def test_weights_keep_within_what_was_asked_for(
     data: st.DataObject, rows: int, columns: int, dtype: torch.dtype
 ) -> None:
-    """Sizes and dtypes can be limited, to a single one as well."""
-    weight = data.draw(weights(dtypes=[dtype], max_rows=rows, max_columns=columns))
+    """Sizes, dtypes and layouts can be limited, to a single one as well."""
+    weight = data.draw(weights(dtypes=[dtype], max_rows=rows, max_columns=columns, contiguous=True))
+    assert weight.is_contiguous()
     assert 1 <= weight.shape[0] <= rows
     assert 1 <= weight.shape[1] <= columns
     assert weight.dtype == dtype
@@ -66,6 +67,9 @@ NIGHTMARES: dict[str, Callable[[torch.Tensor], bool]] = {
     "ragged": lambda weight: weight.shape[1] > 128 and weight.shape[1] % 32 != 0,
     "odd": lambda weight: weight.shape[1] % 2 == 1 and len(weight) % 2 == 1 and weight.numel() > 100,
     "dead row": lambda weight: len(weight) > 1 and bool((weight == 0).all(1).any()) and bool(weight.any()),
+    "constant": lambda weight: weight.numel() > 9 and bool((weight == weight[0, 0]).all()) and bool(weight.all()),
+    "transposed": lambda weight: min(weight.shape) > 9 and weight.T.is_contiguous(),
+    "cut from a wider one": lambda weight: min(weight.shape) > 9 and weight.stride(1) == 2,
     "constant row": lambda weight: weight.shape[1] > 9 and bool((weight == weight[:, :1]).all()) and bool(weight.all()),
     "positive only": lambda weight: weight.numel() > 100 and bool((weight > 0).all()),
     "negative row": lambda weight: weight.shape[1] > 20 and bool((weight < 0).all(1).any()),
@@ -118,16 +122,33 @@ def test_schemes_shrink_to_the_default() -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("scale_dtype", SCALE_DTYPES, ids=str)
-def test_schemes_cover_all_options(scale_dtype: torch.dtype, symmetric: bool) -> None:
-    """Every scale dtype comes with both symmetries, with usual and with odd group sizes."""
-    for odd in (True, False):
+@pytest.mark.parametrize("bits", CODE_BITS)
+def test_schemes_cover_all_options(bits: int, scale_dtype: torch.dtype, symmetric: bool) -> None:
+    """Every width and scale dtype comes with both symmetries, with usual, odd and whole-row groups."""
+    wanted = (bits, scale_dtype, symmetric)
+    for odd in (True, False, None):
         find(
             schemes(),
             lambda scheme, odd=odd: (
-                (scheme.scale_dtype, scheme.symmetric, scheme.group_size % 16 != 0) == (scale_dtype, symmetric, odd)
+                (scheme.bits, scheme.scale_dtype, scheme.symmetric) == wanted
+                and (None if scheme.group_size is None else scheme.group_size % 16 != 0) == odd
             ),
             settings=search,
         )
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_schemes_have_integer_inputs(activations: str) -> None:
+    """Both ways to quantize inputs come up, and only where 8 bits may."""
+    find(schemes(), lambda scheme: scheme.activations == activations, settings=search)
+    with pytest.raises(NoSuchExample):
+        find(schemes(bits=[4]), lambda scheme: scheme.bits != 4 or scheme.activations is not None, settings=search)
+
+
+def test_half_schemes_are_both() -> None:
+    """float16 first, bfloat16 as well."""
+    assert find(half_schemes(), anything, settings=shrink) == HalfScheme(torch.float16)
+    find(half_schemes(), lambda scheme: scheme.dtype == torch.bfloat16, settings=search)
 
 
 @normal
@@ -168,6 +189,14 @@ def test_layers_have_every_trait(wanted: Callable[[Layer], bool]) -> None:
     assert wanted(find(layers(), wanted, settings=search))
 
 
+def test_layers_shrink_to_a_head() -> None:
+    """The simplest layer is a named one: the root is a special case, to be shown where it matters only."""
+    assert find(layers(), anything, settings=shrink) == Layer(
+        "lm_head", nn.Linear, (1, 1), ancestors=(Ancestor("", nn.Module),)
+    )
+    assert find(layers(), lambda layer: not layer.name, settings=shrink) == Layer("", nn.Linear, (1, 1))
+
+
 @normal
 @given(rule=skip_rules(), layer=layers())
 def test_rules_answer_about_every_layer(rule: SkipRule, layer: Layer) -> None:
@@ -187,6 +216,16 @@ def test_rules_of_every_kind_hit_and_miss(kind: type[SkipRule], hit: bool) -> No
         settings=search,
     )
     assert (rule.reason(layer) is not None) == hit
+
+
+@pytest.mark.parametrize("target", [None, *TARGETS])
+def test_rules_reduce_layers_less(target: str | None) -> None:
+    """Each target comes up with a layer that a rule has a reason for."""
+    find(
+        st.tuples(skip_rules(), layers()),
+        lambda pair: pair[0].reason(pair[1]) is not None and pair[0].target(pair[1]) == target,
+        settings=search,
+    )
 
 
 def test_rules_nest() -> None:

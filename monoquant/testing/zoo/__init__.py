@@ -17,6 +17,7 @@ import importlib.util
 
 from monoquant.errors import ConfigError, quoted
 from monoquant.testing.zoo.other_kinds import CUSTOM, TRANSPOSED_LINEAR, UNSUPPORTED
+from monoquant.testing.zoo.small import SmallBlock, SmallModel, small_batches, small_model
 from monoquant.testing.zoo.specimen import Specimen, make_gaussian
 from monoquant.testing.zoo.torch_kinds import (
     CONVOLUTIONS,
@@ -27,7 +28,16 @@ from monoquant.testing.zoo.torch_kinds import (
     TRANSFORMERS,
 )
 
-__all__ = ["Specimen", "make_gaussian", "specimen", "specimens"]
+__all__ = [
+    "SmallBlock",
+    "SmallModel",
+    "Specimen",
+    "make_gaussian",
+    "small_batches",
+    "small_model",
+    "specimen",
+    "specimens",
+]
 
 
 def specimens() -> tuple[Specimen, ...]:
