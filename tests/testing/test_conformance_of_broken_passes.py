@@ -154,11 +154,11 @@ FROZEN, PLACE, ALONE = "test_it_is_a_frozen_value", "test_it_declares_its_place"
 LATER, FORWARD = f"{ALONE}_when_a_later_pass_fails", f"{ALONE}_when_the_model_fails"
 PLANS, AGAIN = "test_it_plans_without_weights", "test_it_can_be_used_again"
 BROKEN: list[tuple[Any, str, str]] = [
-    (WritesWeights, ALONE, r"the model was changed: values of weight"),
+    (WritesWeights, ALONE, r"wrote to parameter .*replace_weight"),
     (LeavesAHook, ALONE, r"the model was changed: hooks of \(root\)"),
     (DrawsFromTorch, ALONE, "torch's random state was changed"),
     (NeedsCalibration, ALONE, "no data"),
-    (ChangesItsMind, ALONE, r"planned to be quantize, and is skip: decide in plan\(\)"),
+    (ChangesItsMind, ALONE, r"changed the decision on layer .*decide once, by context.decide\(\) in plan\(\)"),
     (WritesWeights, LATER, "a failed run on Linear .*values of weight.*replace_weight"),
     (LeavesTrainingOff, LATER, r"training flag of \(root\).*replace_weight"),
     (CleansUpOnlyAfterSuccess, FORWARD, r"attributes of \(root\).*'finally'"),
@@ -177,7 +177,7 @@ BROKEN: list[tuple[Any, str, str]] = [
 @pytest.mark.parametrize(("kind", "clause", "message"), BROKEN, ids=lambda one: getattr(one, "__name__", ""))
 def test_a_broken_pass_fails_in_its_clause(kind: Any, clause: str, message: str) -> None:
     """The message says what was seen and how to repair it."""
-    with pytest.raises(AssertionError) as failure:
+    with pytest.raises((AssertionError, mq.PassError)) as failure:
         getattr(suite_of(kind()), clause)()
     assert re.search(message, str(failure.value), re.DOTALL), failure.value
 
