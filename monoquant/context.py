@@ -71,6 +71,8 @@ class QuantContext(ModelView):
             packing passes)
         packed: Packed layers by name. (written by packing passes; read by ValidationPass and Quantizer)
         algorithms: What chose the codes, by layer name. (written by packing passes; read by the report)
+        input_rows: Calibration input rows they were fitted to, by layer name. (written by packing passes; read by the
+            report)
         measurements: Damage by layer name. (written by ValidationPass; read by the report)
         validation: Totals and failed checks. (written by ValidationPass; read by the report)
         comparison: How far the model's answers moved. (written by ValidationPass; read by the report)
@@ -103,6 +105,7 @@ class QuantContext(ModelView):
         factory=dict, init=False, metadata=written("run", "BudgetPass")
     )
     algorithms: dict[str, str] = attrs.field(factory=dict, init=False, metadata=written("run", "PackPass"))
+    input_rows: dict[str, int] = attrs.field(factory=dict, init=False, metadata=written("run", "PackPass"))
     measurements: dict[str, Measurement] = attrs.field(
         factory=dict, init=False, metadata=written("run", "ValidationPass")
     )
@@ -271,13 +274,16 @@ class QuantContext(ModelView):
         """
         return () if self.statistics is None else self.statistics.of(self.leading(layer, name))
 
-    def note_algorithm(self, layer: str, name: str) -> None:
+    def note_algorithm(self, layer: str, name: str, input_rows: int | None = None) -> None:
         """Remember what chose a layer's codes; several for a layer of several weights.
 
         Args:
             layer: Its name.
             name: Of the algorithm, as reports show it.
+            input_rows: Calibration input rows that a weight was fitted to; default: none were asked for.
         """
+        if input_rows is not None:
+            self.input_rows[layer] = min(input_rows, self.input_rows.get(layer, input_rows))
         known = self.algorithms.get(layer)
         self.algorithms[layer] = name if known in (None, name) else f"{known} and {name}"
 

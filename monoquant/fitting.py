@@ -36,6 +36,7 @@ class Fit:
         algorithm: What chose them, for the report.
         shift: float32 ``[rows]``, what the error of the weight adds to the product on average; a bias without it makes
             the mean of the output exact. None if inputs are not known.
+        input_rows: Input rows that it was fitted to, the fewest of all its rows; None where nothing was to be known.
         findings: What a person should know.
     """
 
@@ -43,6 +44,7 @@ class Fit:
     digest: str
     algorithm: str
     shift: Tensor | None = None
+    input_rows: int | None = None
     findings: tuple[Finding, ...] = ()
 
 
@@ -105,11 +107,12 @@ class Fitter:
             weight, digest = PackedMatrix.pack(context.weight(layer, name), scheme, form)
             reason = _unseen(context.module(layer))
             found = [_fell_back(layer, name, self._algorithm.name, reason)] if self._was_asked_for(layer, name) else []
-            return Fit(weight, digest, _NEAREST.name, findings=tuple(found))
+            return Fit(weight, digest, _NEAREST.name, input_rows=0 if found else None, findings=tuple(found))
         parts = list(self._parts(layer, name, known, scheme))
         weight, digest = PackedMatrix.from_codes(_joined([part.codes for part in parts]), scheme, form, dtype)
         shift = torch.cat([part.shift for part in parts]) if known else None
-        return Fit(weight, digest, self._used(parts), shift, tuple(self._findings(layer, name, parts, known)))
+        findings = tuple(self._findings(layer, name, parts, known))
+        return Fit(weight, digest, self._used(parts), shift, _fewest(known, weight.rows), findings)
 
     def _was_asked_for(self, layer: str, name: str) -> bool:
         wanted = self._context.leading(layer, name) in self._context.wanted_moments
@@ -246,6 +249,13 @@ def obstacle_to_fitting(moments: Moments) -> _Fallback | None:
     if not bool(moments.importance.any()):
         return _Fallback("all its calibration inputs are zero", "Use data that reaches it.")
     return None
+
+
+def _fewest(known: Sequence[RowStatistics], rows: int) -> int | None:
+    """Input rows of those rows of a weight that met the fewest."""
+    if not known:
+        return None
+    return min(part.moments.rows for part in known) if sum(part.stop - part.start for part in known) == rows else 0
 
 
 def _output_energy(matrix: Tensor, rows: _Rows, inputs: Tensor, scheme: Scheme, corrected: bool) -> Energy:

@@ -129,6 +129,7 @@ def _layer_report(layer: Layer, context: QuantContext) -> LayerReport:
         reference_sqnr_db=measurement.reference.sqnr_db if measurement else None,
         output_sqnr_db=output.sqnr_db if output else None,
         sample_rows=measurement.rows if measurement else 0,
+        input_rows=context.input_rows.get(layer.name),
         aliases=layer.aliases,
     )
 

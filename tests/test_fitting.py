@@ -179,6 +179,7 @@ def test_an_expert_that_is_never_called(algorithm: WeightAlgorithm) -> None:
     }
     assert_rounded(result, model, "experts.2")
     assert torch.equal(result.model.experts[2].bias, model.experts[2].bias)
+    assert [record.input_rows for record in result.report.layers] == [187, 187, 0]
 
 
 class Stack(nn.Module):
@@ -205,6 +206,7 @@ def test_an_item_of_a_stack_that_is_never_asked(algorithm: WeightAlgorithm) -> N
     assert "32 rows of the up" in messages[1]
     assert "never multiplied" in messages[1]
     assert algorithms(result) == {"": f"{algorithm.name}, round_to_nearest for 64 rows"}
+    assert result.report.layers[0].input_rows == 0
     fitted, rounded = codes(result.model, "", "up")[0].split(32), codes(nearest(model), "", "up")[0].split(32)
     assert [torch.equal(one, other) for one, other in zip(fitted, rounded, strict=True)] == [False, True, False, True]
 

@@ -21,6 +21,7 @@ class Represented:
         digest: Of its codes, taken before they were packed.
         biases: Float parameters of its module that take new values along with it, by name.
         algorithm: What chose its codes, for the report; empty where nothing was chosen.
+        input_rows: Calibration input rows they were fitted to, the fewest of all its rows; None if none were asked for.
         findings: What a person should know of that.
     """
 
@@ -28,6 +29,7 @@ class Represented:
     digest: str
     biases: Mapping[str, Tensor] = attrs.field(factory=dict)
     algorithm: str = ""
+    input_rows: int | None = None
     findings: tuple[Finding, ...] = ()
 
 

@@ -153,7 +153,7 @@ class PackPass(Pass):
             for one in weights.values():
                 context.report([*one.findings, *_underflow(layer.name, one.weight)])
                 if one.algorithm:
-                    context.note_algorithm(layer.name, one.algorithm)
+                    context.note_algorithm(layer.name, one.algorithm, one.input_rows)
 
     def represented(
         self, layer: str, scheme: AnyScheme, represent: Represent, context: QuantContext
@@ -246,7 +246,8 @@ def _twin(layer: str, name: str, form: MatrixForm, scheme: AnyScheme, context: Q
         twin = context.packed.get(other)
         # Integer products need the rows where they are; other layers take a shared weight in any form.
         if twin is not None and (twin.weights[key].form == form or not _multiplies_integers(scheme)):
-            return Represented(twin.weights[key], twin.digests[key], algorithm=context.algorithms.get(other, ""))
+            algorithm, rows = context.algorithms.get(other, ""), context.input_rows.get(other)
+            return Represented(twin.weights[key], twin.digests[key], algorithm=algorithm, input_rows=rows)
     return None
 
 

@@ -37,6 +37,8 @@ class LayerReport:
         reference_sqnr_db: What the same scheme reaches on Gaussian weights, in dB.
         output_sqnr_db: SQNR of the layer's output on calibration inputs in dB; None if none were seen.
         sample_rows: Calibration input rows, or samples, the output was measured on.
+        input_rows: Calibration input rows its codes were fitted to; for weights whose rows meet different inputs, such
+            as stacked experts, the fewest of all. None where nothing was to be fitted.
         aliases: Further names of the same module.
     """
 
@@ -61,6 +63,7 @@ class LayerReport:
     reference_sqnr_db: float | None = None
     output_sqnr_db: float | None = None
     sample_rows: int = 0
+    input_rows: int | None = None
     aliases: tuple[str, ...] = ()
 
     @property

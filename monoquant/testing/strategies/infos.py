@@ -35,6 +35,7 @@ def gates() -> SearchStrategy[AccuracyGate]:
 # Strategies that are made once are checked once: that is most of the time that drawing takes.
 _SQNR: Final = st.none() | st.sampled_from(_TELLING_SQNR) | st.sampled_from(_NO_FIGURES) | st.floats(-40, 80)
 _REFERENCE: Final = st.none() | st.floats(15, 60)
+_INPUT_ROWS: Final = st.none() | st.integers(0, 10_000)
 _SCHEME: Final[SearchStrategy[AnyScheme]] = schemes() | half_schemes()
 _ALGORITHM: Final = st.sampled_from(("round_to_nearest", "gptq"))
 _LAYER: Final = layers()
@@ -84,6 +85,7 @@ def _quantized(draw: DrawFn, record: LayerReport, layer: Layer) -> LayerReport:
         reference_sqnr_db=draw(_REFERENCE),
         output_sqnr_db=output,
         sample_rows=0 if output is None else 256,
+        input_rows=draw(_INPUT_ROWS),
     )
 
 
