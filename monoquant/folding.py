@@ -92,7 +92,7 @@ class Folder:
             return "calibration saw no inputs of them"
         moments = parts[0].moments
         if obstacle_to_fitting(moments) is not None:
-            return "calibration gave too few inputs to fit to"
+            return "calibration gave too little to fit to"
         matrix = torch.cat([self._sample(key, len(site.weights)) for key in site.weights])
         corrected = torch.cat([self._corrected(key, len(site.weights)) for key in site.weights])
         factors = input_scale(self._algorithm, matrix, self._scheme, self._known(moments, corrected))
@@ -206,8 +206,9 @@ def _ranges(matrix: Tensor, width: int) -> Tensor:
 
 
 def _findings(reasons: dict[Key, str]) -> Iterator[Finding]:
-    """One for each reason."""
+    """One for each reason; of no layer in particular, so that reports do not put different reasons together."""
     for reason in dict.fromkeys(reasons.values()):
         layers: Sequence[str] = list(dict.fromkeys(key[0] for key, why in reasons.items() if why == reason))
-        message = f"The inputs of {len(layers)} layers are not scaled, because {reason}: {quoted(layers)}."
-        yield Finding("scales-not-folded", Severity.INFO, message, layers[0])
+        many = "one layer" if len(layers) == 1 else f"{len(layers)} layers"
+        message = f"The inputs of {many} are not scaled, because {reason}: {quoted(layers)}."
+        yield Finding("scales-not-folded", Severity.INFO, message)

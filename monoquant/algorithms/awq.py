@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import attrs
+import torch
 from torch import Tensor
 
 from monoquant.algorithms.base import Needs, Solution, WeightAlgorithm, WeightProblem
@@ -55,7 +56,7 @@ class Awq(WeightAlgorithm):
         if problem.importance is None:
             return None
         size = problem.importance.float().sqrt()
-        best, least = None, _noise(problem, problem.weight.new_ones(len(size)))
+        best, least = None, _noise(problem, torch.ones_like(size))
         for step in range(1, _STEPS + 1):
             factors = _normalised(size ** (step / _STEPS))
             noise = _noise(problem, factors)

@@ -268,6 +268,20 @@ def test_layers_kept_in_float_keep_their_inputs() -> None:
     assert not moved(peek.seen[0])
 
 
+@pytest.mark.usefixtures("judged")
+def test_report_names_each_layer_with_its_own_reason() -> None:
+    """Different reasons are not told as one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Gated(), PostNorm())
+    result = mq.quantize(model, calibration_data=data(7, WIDTH), algorithm=AnyFactors(3.0), accuracy_warning="ignore")
+    lines = [line for line in str(result.report).splitlines() if "scales-not-folded" in line]
+    assert [line for line in lines if "'0.gate'" in line] == [line for line in lines if "held-out" in line]
+    assert [line for line in lines if "'1.outer'" in line] == [line for line in lines if "no norm" in line]
+    (added,) = [line for line in lines if "aten.add" in line]
+    assert "The inputs of one layer are not scaled" in added
+    assert added.endswith("reads their inputs as well: '1.inner'.")
+
+
 def test_tied_norms_are_left_alone() -> None:
     """Their one weight computes more than these inputs."""
     model = nn.ModuleDict({"a": Gated(nn.LayerNorm(WIDTH)), "b": Gated(nn.LayerNorm(WIDTH))})
