@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from monoquant.statistics.origins import FoldSites, Origins, follow_outputs
+from monoquant.statistics.held import follow_outputs
+from monoquant.statistics.origins import FoldSites, Origins
 from monoquant.statistics.watch import Block, ProductWatch, RowOrder, WatchedWeight
 
 

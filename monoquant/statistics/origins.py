@@ -6,7 +6,8 @@ computes what it did before, if those parameters compute nothing else, and nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from monoquant.errors import quoted
+from monoquant.statistics.held import held_by
 from monoquant.statistics.products import aten, factors_of, is_product
 from monoquant.statistics.steps import Step, channel_axis, step_of, tensors_in
 from monoquant.statistics.store import Key
@@ -49,15 +51,6 @@ class FoldSites:
 
     sites: tuple[FoldSite, ...] = ()
     obstacles: Mapping[Key, str] = attrs.field(factory=dict)
-
-
-@attrs.frozen(eq=False)
-class _Held:
-    """A parameter of the model."""
-
-    key: Key
-    tensor: Tensor
-    shared: bool = False
 
 
 @attrs.define(eq=False)
@@ -108,13 +101,14 @@ class Origins:
 
     def __init__(self, model: nn.Module, weights: Sequence[WatchedWeight]) -> None:
         self._watched = {(one.layer, one.name): one for one in weights}
-        self._held = _held_by(model)
+        self._held = held_by(model)
         self._read: dict[Key, str] = {}
         self._fed_otherwise: set[Key] = set()
         self._computed: dict[_Computed, None] = {}
         self._tracked: dict[int, _Tracked] = {}
         self._kept: dict[int, _Tracked] = {}
         self._met: set[int] = set()
+        self._called = {""}
         self._feeds: list[tuple[Key, tuple[_Computed, ...]]] = []
         self._fed_by: dict[Key, set[_Parameters]] = {}
         self._sites: dict[_Parameters, _Site] = {}
@@ -172,6 +166,7 @@ class Origins:
             output: What it returned.
             root: Whether it is the whole model.
         """
+        self._called.add(module)
         for one in tensors_in(output):
             tracked = self._tracked.get(storage_of(one))
             for computed in () if tracked is None else tracked.computed:
@@ -233,17 +228,26 @@ class Origins:
             return f"{read} the parameters that compute their inputs as well"
         if any(site.parameters not in self._fed_by[key] for key in site.readers):
             return "their weights are also given inputs that are computed elsewhere"
-        unreached = self._unreached(site.size)
+        unreached = self._unreached(site)
         if unreached:
             return f"calibration never reached {quoted(unreached)}, which may read their inputs as well"
         return next((obstacles[key] for key in sorted(site.readers) if key in obstacles), "")
 
-    def _unreached(self, size: int) -> list[str]:
-        """Layers that may read vectors of a size, as far as anybody knows: their weights were never used."""
-        unused = (held for storage, held in self._held.items() if storage not in self._met)
-        return list(
-            dict.fromkeys(held.key[0] for held in unused if held.tensor.dim() > 1 and size in held.tensor.shape)
-        )
+    def _unreached(self, site: _Site) -> list[str]:
+        """Layers that may read what was computed, as far as anybody knows: their weights fit, and were never used."""
+        inside = self._owner(site)
+        unused = [held for storage, held in self._held.items() if storage not in self._met]
+        fitting = [held.key[0] for held in unused if held.tensor.dim() > 1 and site.size in held.tensor.shape]
+        return [layer for layer in dict.fromkeys(fitting) if not inside or f"{layer}.".startswith(f"{inside}.")]
+
+    def _owner(self, site: _Site) -> str:
+        """The module that what was computed did not leave: the innermost that was called and holds all concerned."""
+        names = [layer.split(".") for layer, _ in (*site.parameters, *site.readers)]
+        alike = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
+        common = [parts[0] for parts in alike]
+        while ".".join(common) not in self._called:
+            common.pop()
+        return ".".join(common)
 
     def _is_shared(self, key: Key) -> bool:
         return any(held.key == key and held.shared for held in self._held.values())
@@ -365,36 +369,7 @@ class Origins:
         return held.key
 
 
-def _held_by(model: nn.Module) -> dict[int, _Held]:
-    """All parameters by their memory; shared are those of which more than one is there."""
-    found: dict[int, _Held] = {}
-    for layer, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            storage = storage_of(parameter)
-            if parameter is not None and storage:
-                known = found.get(storage)
-                held = _Held((layer, name), parameter) if known is None else attrs.evolve(known, shared=True)
-                found[storage] = held
-    for buffer in model.buffers():
-        if storage_of(buffer) in found:
-            found[storage_of(buffer)] = attrs.evolve(found[storage_of(buffer)], shared=True)
-    return found
-
-
 def _is_view(operation: Any, operands: Sequence[Tensor], results: Sequence[Tensor]) -> bool:
     """Whether all that an operation returned is memory that it was given, not written to."""
     given = {storage_of(one) for one in operands} - {0}
     return bool(results) and not operation._schema.is_mutable and all(storage_of(one) in given for one in results)
-
-
-def follow_outputs(model: nn.Module, layers: set[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules whose outputs must not change: the model, and all that contain watched layers.
-
-    Args:
-        model: The model.
-        layers: Names of the layers.
-    """
-    for name, module in model.named_modules():
-        inside = name + "." if name else ""
-        if not name or name in layers or any(layer.startswith(inside) for layer in layers):
-            yield name, module

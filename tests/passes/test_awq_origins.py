@@ -158,6 +158,35 @@ def test_expert_that_calibration_never_reached(float_one: bool) -> None:
     assert moved(reached) == {"linear", "second"}
 
 
+class Model(nn.Module):
+    """Experts of which one never ran, beside a head that never ran either, and a block that is complete."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.complete, self.experts, self.head = TwoReaders(), Experts(), nn.Linear(WIDTH, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.experts(self.complete(x))
+
+
+class TwoReaders(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return torch.tanh(self.linear(y)) + torch.tanh(self.second(y))
+
+
+def test_what_did_not_leave_a_module_is_not_read_outside() -> None:
+    """A head that calibration did without concerns nobody inside a block, an expert those in its own."""
+    model = Model()
+    context = context_of(model, data(7, WIDTH))
+    assert moved(context) == {"complete.linear", "complete.second"}
+    assert any(
+        "never reached 'experts.second', which may read their inputs as well: 'experts.linear'" in reason
+        for reason in reasons(context)
+    )
+    assert_same_function(model, context, data(7, WIDTH, seed=5)[0] + 20)
+
+
 class FailsUnderGradients(Block):
     """Half of its forward runs where gradients are on."""
 

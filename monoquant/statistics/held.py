@@ -1,0 +1,59 @@
+"""What a model holds: parameters by their memory, and the modules around its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+from torch import Tensor, nn
+
+from monoquant.statistics.store import Key
+from monoquant.statistics.watch import storage_of
+
+
+@attrs.frozen(eq=False)
+class Held:
+    """A parameter of a model.
+
+    Args:
+        key: Its layer and name, the first ones if it has several.
+        tensor: It.
+        shared: Whether others, or buffers, use its memory as well.
+    """
+
+    key: Key
+    tensor: Tensor
+    shared: bool = False
+
+
+def held_by(model: nn.Module) -> dict[int, Held]:
+    """All parameters by their memory, as storage_of() tells it.
+
+    Args:
+        model: The model.
+    """
+    found: dict[int, Held] = {}
+    for layer, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            storage = storage_of(parameter)
+            if parameter is not None and storage:
+                known = found.get(storage)
+                held = Held((layer, name), parameter) if known is None else attrs.evolve(known, shared=True)
+                found[storage] = held
+    for buffer in model.buffers():
+        if storage_of(buffer) in found:
+            found[storage_of(buffer)] = attrs.evolve(found[storage_of(buffer)], shared=True)
+    return found
+
+
+def follow_outputs(model: nn.Module, layers: set[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Modules whose outputs must not change: the model, and all that contain watched layers.
+
+    Args:
+        model: The model.
+        layers: Names of the layers.
+    """
+    for name, module in model.named_modules():
+        inside = name + "." if name else ""
+        if not name or name in layers or any(layer.startswith(inside) for layer in layers):
+            yield name, module
