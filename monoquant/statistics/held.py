@@ -7,8 +7,13 @@ from collections.abc import Iterator
 import attrs
 from torch import Tensor, nn
 
+from monoquant.statistics.steps import tensors_in
 from monoquant.statistics.store import Key
 from monoquant.statistics.watch import storage_of
+
+
+_OWN = ("_parameters", "_flat_weights")
+"""Recurrent modules list their parameters once more, and torch keeps that list up to date."""
 
 
 @attrs.frozen(eq=False)
@@ -40,10 +45,17 @@ def held_by(model: nn.Module) -> dict[int, Held]:
                 known = found.get(storage)
                 held = Held((layer, name), parameter) if known is None else attrs.evolve(known, shared=True)
                 found[storage] = held
-    for buffer in model.buffers():
-        if storage_of(buffer) in found:
-            found[storage_of(buffer)] = attrs.evolve(found[storage_of(buffer)], shared=True)
+    for other in _other_tensors(model):
+        if storage_of(other) in found:
+            found[storage_of(other)] = attrs.evolve(found[storage_of(other)], shared=True)
     return found
+
+
+def _other_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Buffers, and what modules keep in plain attributes and containers."""
+    yield from model.buffers()
+    for module in model.modules():
+        yield from tensors_in([value for key, value in vars(module).items() if key not in _OWN])
 
 
 def follow_outputs(model: nn.Module, layers: set[str]) -> Iterator[tuple[str, nn.Module]]:

@@ -8,6 +8,7 @@ import attrs
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import monoquant as mq
 from monoquant.folding import Folder
@@ -91,12 +92,25 @@ class Kept(Block):
         return torch.tanh(self.linear(y)) + before.mean() + self.both(x)
 
 
+class Listed(Block):
+    """The norm's parameters are also in a list, from where they are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both_of_norm = [self.norm.weight, {"bias": self.norm.bias}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, rest = self.both_of_norm
+        return torch.tanh(self.linear(functional.layer_norm(x, (WIDTH,), weight, rest["bias"]))) + self.both(x)
+
+
 REASONS = {
     TwoNorms: "their weights are also given inputs that are computed elsewhere",
     NormsInTurn: "their weights are also given inputs that are computed elsewhere",
     ResidualInProduct: "aten.addmm reads their inputs as well",
     ByItself: "aten.div reads their inputs as well",
     Squared: "no norm and no Linear with parameters of its own computes their inputs",
+    Listed: "the parameters that compute their inputs are shared",
     Kept: "a later call reads their inputs as well",
 }
 
