@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import attrs
 from torch import Tensor, nn
 
-from monoquant.statistics.steps import tensors_in
 from monoquant.statistics.store import Key
 from monoquant.statistics.watch import storage_of
 
-
 _OWN = ("_parameters", "_flat_weights")
 """Recurrent modules list their parameters once more, and torch keeps that list up to date."""
+
+_CONTAINERS = (dict, OrderedDict, list, tuple, set)
 
 
 @attrs.frozen(eq=False)
@@ -23,7 +25,7 @@ class Held:
     Args:
         key: Its layer and name, the first ones if it has several.
         tensor: It.
-        shared: Whether others, or buffers, use its memory as well.
+        shared: Whether others, buffers, or plain attributes use its memory as well.
     """
 
     key: Key
@@ -54,8 +56,15 @@ def held_by(model: nn.Module) -> dict[int, Held]:
 def _other_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Buffers, and what modules keep in plain attributes and containers."""
     yield from model.buffers()
-    for module in model.modules():
-        yield from tensors_in([value for key, value in vars(module).items() if key not in _OWN])
+    searched: set[int] = set()
+    waiting: list[object] = [value for one in model.modules() for key, value in vars(one).items() if key not in _OWN]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif type(value) in _CONTAINERS and id(value) not in searched:  # one may contain itself
+            searched.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else cast("Iterable[object]", value)
 
 
 def follow_outputs(model: nn.Module, layers: set[str]) -> Iterator[tuple[str, nn.Module]]:

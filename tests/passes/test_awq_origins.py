@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import pytest
@@ -97,10 +97,11 @@ class Listed(Block):
 
     def __init__(self) -> None:
         super().__init__()
-        self.both_of_norm = [self.norm.weight, {"bias": self.norm.bias}]
+        self.both_of_norm: list[Any] = [self.norm.weight, {"bias": self.norm.bias}]
+        self.both_of_norm.append(self.both_of_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, rest = self.both_of_norm
+        weight, rest, _ = self.both_of_norm
         return torch.tanh(self.linear(functional.layer_norm(x, (WIDTH,), weight, rest["bias"]))) + self.both(x)
 
 
