@@ -65,11 +65,13 @@ class Folder:
         if any(layer not in self._layers for layer, _ in site.weights):
             return "their inputs are also multiplied with weights that are represented otherwise"
         if not self._is_linear(site) and not all(self._is_vector(key) for key in site.parameters):
-            return "what computes their inputs is packed in a way that takes no factors"
+            return "what computes their inputs is scripted, or packed in a way that takes no factors"
         return ""
 
     def _is_vector(self, key: Key) -> bool:
         module = self._context.module(key[0])
+        if isinstance(module, torch.jit.ScriptModule):  # its parameters cannot be exchanged
+            return False
         held = module._parameters.get(key[1])
         return held is not None and held.dim() == 1 and key[1] not in self._context.weight_names(key[0])
 

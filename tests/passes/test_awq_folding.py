@@ -282,6 +282,14 @@ def test_report_names_each_layer_with_its_own_reason() -> None:
     assert added.endswith("reads their inputs as well: '1.inner'.")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_scripted_norm_is_left_alone() -> None:
+    """Its parameters are kept where nothing can be exchanged; the other factors are moved."""
+    context = context_of(Gated(torch.jit.trace(nn.LayerNorm(WIDTH), torch.randn(2, WIDTH))), data(7, WIDTH))
+    assert moved(context) == {"down"}
+    assert any("is scripted" in reason and "'gate', 'up'" in reason for reason in reasons(context))
+
+
 def test_tied_norms_are_left_alone() -> None:
     """Their one weight computes more than these inputs."""
     model = nn.ModuleDict({"a": Gated(nn.LayerNorm(WIDTH)), "b": Gated(nn.LayerNorm(WIDTH))})
