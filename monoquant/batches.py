@@ -117,6 +117,15 @@ class Batches:
             content = samples_of(part.content, start, stop)
             yield attrs.evolve(part, content=content, samples=stop - start, is_cut=True)
 
+    def whole(self, part: Part) -> Part:
+        """All of the batch that a part is of.
+
+        Args:
+            part: One of :meth:`parts`.
+        """
+        content = choose_input(part.batch, part.index, self.select, self.what)
+        return attrs.evolve(part, content=content, samples=self._size(content, part.index), is_cut=False)
+
     def _size(self, chosen: Any, index: int) -> int:
         return batch_size(chosen, index, self.what, counts_items=self.forward is not None)
 

@@ -57,7 +57,8 @@ class Comparison:
             model returns ``logits``, else cosine.
         warning_threshold: More KL, or less cosine, than this is worth a warning; default .25, .99.
         error_threshold: More KL, or less cosine, than this is CRITICAL; default .5, .95.
-        num_samples: Samples to use at most; None (default) for all.
+        num_samples: Samples to use at most; None (default) for all. The last batch is cut to fit, or used whole where
+            the model cannot take a part of it (a graph, say).
         select: Position or key of the item in each batch that is the model's one input; default: the whole batch.
         forward: ``forward(model, batch)`` returns the tensor to compare; default: the model's logits, or its first
             floating-point tensor.
@@ -82,8 +83,9 @@ class Comparison:
         data = Batches(self.data, self.num_samples or 1 << 62, self.select, self.forward, what="comparison")
         measure, total, rows, samples = self.measure, 0.0, 0, 0
         with undisturbed(context.model), undisturbed(twin):
-            for part in data.parts(hold_out=False):
-                reference, other = (self._answer(model, part) for model in (context.model, twin))
+            for given in data.parts(hold_out=False):
+                part, reference = self._reference(context, data, given)
+                other = self._answer(twin, part)
                 if measure == "auto":
                     measure = "kl" if reference[1] else "cosine"
                 if reference[0].shape[-1] < 2:
@@ -100,6 +102,18 @@ class Comparison:
                 "comparison data is nothing but padding: give some that its attention_mask does not leave out"
             )
         return ComparisonResult("kl" if measure == "kl" else "cosine", total / rows, rows, samples)
+
+    def _reference(self, context: QuantContext, data: Batches, part: Part) -> tuple[Part, tuple[Tensor, bool]]:
+        """What the float model answers, to the whole batch where it cannot take a part of one."""
+        try:
+            return part, self._answer(context.model, part)
+        except InputError:
+            if not part.is_cut:
+                raise
+        whole = data.whole(part)
+        answer = self._answer(context.model, whole)
+        context.report([_UNCUT])
+        return whole, answer
 
     def _answer(self, model: nn.Module, part: Part) -> tuple[Tensor, bool]:
         answer = run_model(model, part, self.forward)
@@ -138,6 +152,11 @@ class Comparison:
         return Finding("model-output", Severity.INFO, f"{said}.")
 
 
+_UNCUT = Finding(
+    "comparison-not-cut",
+    Severity.INFO,
+    "The model cannot take a part of a comparison batch, so more samples than num_samples are compared.",
+)
 _REMEDY = "Calibrate with more data, use smaller groups, or spend more bits with target_bits_per_weight."
 
 

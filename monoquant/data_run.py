@@ -148,6 +148,8 @@ class DataRun:
         except Exception:  # a forward that autograd refuses may well run without it; other failures will come again
             collector.forget()
             collector.weighed = False
+            if origins is not None:
+                origins.forget_call()
             run()
             self._context.report([UNWEIGHED])
             return

@@ -65,11 +65,13 @@ class Folder:
         if any(layer not in self._layers for layer, _ in site.weights):
             return "their inputs are also multiplied with weights that are represented otherwise"
         if not self._is_linear(site) and not all(self._is_vector(key) for key in site.parameters):
-            return "what computes their inputs is packed in a way that takes no factors"
+            return "what computes their inputs is scripted, or packed in a way that takes no factors"
         return ""
 
     def _is_vector(self, key: Key) -> bool:
         module = self._context.module(key[0])
+        if isinstance(module, torch.jit.ScriptModule):  # its parameters cannot be exchanged
+            return False
         held = module._parameters.get(key[1])
         return held is not None and held.dim() == 1 and key[1] not in self._context.weight_names(key[0])
 
@@ -92,7 +94,7 @@ class Folder:
             return "calibration saw no inputs of them"
         moments = parts[0].moments
         if obstacle_to_fitting(moments) is not None:
-            return "calibration gave too few inputs to fit to"
+            return "calibration gave too little to fit to"
         matrix = torch.cat([self._sample(key, len(site.weights)) for key in site.weights])
         corrected = torch.cat([self._corrected(key, len(site.weights)) for key in site.weights])
         factors = input_scale(self._algorithm, matrix, self._scheme, self._known(moments, corrected))
@@ -206,8 +208,9 @@ def _ranges(matrix: Tensor, width: int) -> Tensor:
 
 
 def _findings(reasons: dict[Key, str]) -> Iterator[Finding]:
-    """One for each reason."""
+    """One for each reason; of no layer in particular, so that reports do not put different reasons together."""
     for reason in dict.fromkeys(reasons.values()):
         layers: Sequence[str] = list(dict.fromkeys(key[0] for key, why in reasons.items() if why == reason))
-        message = f"The inputs of {len(layers)} layers are not scaled, because {reason}: {quoted(layers)}."
-        yield Finding("scales-not-folded", Severity.INFO, message, layers[0])
+        many = "one layer" if len(layers) == 1 else f"{len(layers)} layers"
+        message = f"The inputs of {many} are not scaled, because {reason}: {quoted(layers)}."
+        yield Finding("scales-not-folded", Severity.INFO, message)

@@ -320,6 +320,33 @@ def test_a_number_of_samples_is_enough(count: int) -> None:
     assert found.value == pytest.approx(cosine(answers(Net(), x), answers(model, x)), abs=1e-7)
 
 
+class Graph(nn.Module):
+    """No part of its batch will do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(96, 64), nn.Linear(64, 48)
+
+    def forward(self, nodes: Tensor, adjacency: Tensor) -> Tensor:
+        return self.down(adjacency @ torch.relu(self.up(nodes)))
+
+
+@pytest.mark.parametrize(("count", "samples", "told"), [(24, 24, 0), (3, 8, 1), (12, 16, 1)])
+def test_graphs_are_compared_whole(count: int, samples: int, told: int) -> None:
+    """As calibration leaves them; a finding says that there are more samples than were asked for."""
+    graphs = [(nodes, torch.ones(8, 8)) for nodes in DATA]
+    model = Graph()
+    report = compared(model, mq.Comparison(graphs, num_samples=count)).report
+    assert report.comparison == compared(model, mq.Comparison(graphs[: samples // 8])).report.comparison
+    assert [finding.code for finding in report.findings].count("comparison-not-cut") == told
+
+
+def test_model_that_fails_on_the_whole_batch_too_is_told_what_it_said() -> None:
+    """Using it whole helps nobody here."""
+    with pytest.raises(mq.InputError, match=r"failed on comparison batch 0 .*mat1 and mat2 shapes"):
+        compared(Graph(), mq.Comparison([(DATA[0][:, :40], torch.ones(8, 8))], num_samples=3))
+
+
 def test_no_more_data_is_taken_than_needed() -> None:
     """A generator without end will do."""
 

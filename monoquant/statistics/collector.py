@@ -150,6 +150,7 @@ class MomentCollector:
         self._collected = collected
         self._heard_at = heard_at or {}
         self.maybe_padded: set[str] = set()
+        self._stepped: dict[Block, Tensor] = {}
         self._inputs: dict[Block, _Inputs] = {}
         self._recent: deque[_Inputs] = deque()
         self.held_out = False
@@ -167,7 +168,8 @@ class MomentCollector:
             order: Which vectors they are; None if that is not known.
         """
         rows = _Rows(inputs, _version(inputs), self.held_out, self.weighed, self.counted, order)
-        if rows.may_be_padded(one_sample=not shared):  # patches of convolutions come sample by sample
+        one_sample = not shared  # patches of convolutions come sample by sample
+        if rows.may_be_padded(one_sample=one_sample) or self._is_next_step(block, rows):
             self.maybe_padded.add(block.layer)
         common = self._inputs.get(block)
         if common is None:
@@ -182,8 +184,18 @@ class MomentCollector:
         common.pending, common.confirmed = rows, {block}
         self._remember(common, keep=shared)
 
+    def _is_next_step(self, block: Block, rows: _Rows) -> bool:
+        """Whether a block meets one row per padded sample once more, as hidden states do that go step by step."""
+        counted = rows.counted
+        if counted is None or rows.mask is not None or len(rows.inputs) != len(counted):
+            return False
+        again = self._stepped.get(block) is counted
+        self._stepped[block] = counted
+        return again
+
     def forget(self) -> None:
         """Leave out the rows that wait for weights, because their run has failed."""
+        self._stepped.clear()
         for common in dict.fromkeys(self._inputs.values()):
             common.waiting.clear()
             common.pending = None

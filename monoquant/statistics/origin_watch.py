@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from monoquant.statistics.origins import FoldSites, Origins, follow_outputs
+from monoquant.statistics.held import follow_outputs
+from monoquant.statistics.origins import FoldSites, Origins
 from monoquant.statistics.watch import Block, ProductWatch, RowOrder, WatchedWeight
 
 
@@ -67,6 +68,10 @@ class OriginWatch(ProductWatch):  # type: ignore[no-untyped-call]  # torch's cla
         """
         self._origins.gave_out("", _opened(answer), root=True)
         self._origins.end_call()
+
+    def forget_call(self) -> None:
+        """The model has failed, and will run again."""
+        self._origins.forget_call()
 
     def found(self) -> FoldSites:
         """Where factors of inputs can be moved to."""

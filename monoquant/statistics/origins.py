@@ -6,20 +6,23 @@ computes what it did before, if those parameters compute nothing else, and nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from monoquant.statistics.products import aten, is_product
-from monoquant.statistics.steps import Step, step_of, tensors_in
+from monoquant.errors import quoted
+from monoquant.statistics.held import held_by
+from monoquant.statistics.products import aten, factors_of, is_product
+from monoquant.statistics.steps import Step, channel_axis, step_of, tensors_in
 from monoquant.statistics.store import Key
 from monoquant.statistics.watch import Block, WatchedWeight, storage_of
 
 NOTHING_LINEAR = "no norm and no Linear with parameters of its own computes their inputs"
+_Parameters = tuple[Key, ...]
 _CHANGING = "what reads their inputs changes from call to call"
 
 
@@ -50,15 +53,6 @@ class FoldSites:
     obstacles: Mapping[Key, str] = attrs.field(factory=dict)
 
 
-@attrs.frozen(eq=False)
-class _Held:
-    """A parameter of the model."""
-
-    key: Key
-    tensor: Tensor
-    shared: bool = False
-
-
 @attrs.define(eq=False)
 class _Computed:
     """Something that was computed in one call, linear in parameters."""
@@ -68,6 +62,11 @@ class _Computed:
     readers: set[Key] = attrs.field(factory=set)
     flaw: str = ""
     given_out: str = ""
+
+    @property
+    def key(self) -> _Parameters:
+        """Each parameter once."""
+        return tuple(dict.fromkeys(self.parameters))
 
     def obstacle(self) -> str:
         who = self.flaw or self.given_out
@@ -80,6 +79,7 @@ class _Site:
 
     parameters: tuple[Key, ...]
     readers: frozenset[Key]
+    size: int
     flaw: str = ""
 
 
@@ -101,12 +101,17 @@ class Origins:
 
     def __init__(self, model: nn.Module, weights: Sequence[WatchedWeight]) -> None:
         self._watched = {(one.layer, one.name): one for one in weights}
-        self._held = _held_by(model)
+        self._held = held_by(model)
         self._read: dict[Key, str] = {}
         self._fed_otherwise: set[Key] = set()
         self._computed: dict[_Computed, None] = {}
         self._tracked: dict[int, _Tracked] = {}
-        self._sites: dict[tuple[Key, ...], _Site] = {}
+        self._kept: dict[int, _Tracked] = {}
+        self._met: set[int] = set()
+        self._called = {""}
+        self._feeds: list[tuple[Key, tuple[_Computed, ...]]] = []
+        self._fed_by: dict[Key, set[_Parameters]] = {}
+        self._sites: dict[_Parameters, _Site] = {}
 
     def saw(
         self,
@@ -126,6 +131,7 @@ class Origins:
             products: Rows of watched weights that took part, each with its inputs.
         """
         operands = [*tensors_in(arguments), *tensors_in(options)]
+        self._meet(operands)
         held = [one for one in operands if storage_of(one) in self._tracked or storage_of(one) in self._held]
         results = list(tensors_in(result))
         if (not held and not products) or _is_view(operation, operands, results):
@@ -137,8 +143,20 @@ class Origins:
         elif step is not None and results[0].is_floating_point():
             used = self._carry(step, results[0])
         for one in held:
-            if not any(one is other for other in used):
+            position = next((index for index, other in enumerate(used) if one is other), None)
+            if position is None:
                 self._disturb(one, f"{operation.overloadpacket} reads")
+            else:
+                del used[position]  # an operand that is there twice is accounted for once
+
+    def _meet(self, operands: Sequence[Tensor]) -> None:
+        """Note whose memory is used, and whether it was computed in an earlier call."""
+        for storage in map(storage_of, operands):
+            self._met.add(storage)
+            kept = self._kept.get(storage)
+            for computed in () if kept is None else kept.computed:
+                site = self._sites[computed.key]
+                site.flaw = site.flaw or "a later call reads their inputs as well"
 
     def gave_out(self, module: str, output: Any, *, root: bool) -> None:
         """Take note of what leaves a module.
@@ -148,6 +166,7 @@ class Origins:
             output: What it returned.
             root: Whether it is the whole model.
         """
+        self._called.add(module)
         for one in tensors_in(output):
             tracked = self._tracked.get(storage_of(one))
             for computed in () if tracked is None else tracked.computed:
@@ -157,10 +176,19 @@ class Origins:
     def end_call(self) -> None:
         """Judge what was computed in one call of the model, and forget it."""
         for computed in self._computed:
-            key, readers = tuple(computed.parameters), frozenset(computed.readers)
-            site = self._sites.setdefault(key, _Site(key, readers))
+            readers = frozenset(computed.readers)
+            site = self._sites.setdefault(computed.key, _Site(computed.key, readers, computed.size))
             site.flaw = site.flaw or computed.obstacle() or ("" if site.readers == readers else _CHANGING)
-        self._computed, self._tracked = {}, {}
+        for weight, sources in self._feeds:
+            keys = {computed.key for computed in sources}
+            self._fed_by[weight] = self._fed_by.get(weight, keys) & keys
+        kept = {**self._kept, **self._tracked}
+        self._kept = {storage: one for storage, one in kept.items() if not one.alive.expired()}  # type: ignore[no-untyped-call]  # of torch
+        self.forget_call()
+
+    def forget_call(self) -> None:
+        """Forget what was computed in a call that was not ended."""
+        self._computed, self._tracked, self._feeds = {}, {}, []
 
     def found(self) -> FoldSites:
         """What can be done, once the data is at its end."""
@@ -198,7 +226,28 @@ class Origins:
         read = next((self._read[key] for key in site.parameters if key in self._read), "")
         if read:
             return f"{read} the parameters that compute their inputs as well"
+        if any(site.parameters not in self._fed_by[key] for key in site.readers):
+            return "their weights are also given inputs that are computed elsewhere"
+        unreached = self._unreached(site)
+        if unreached:
+            return f"calibration never reached {quoted(unreached)}, which may read their inputs as well"
         return next((obstacles[key] for key in sorted(site.readers) if key in obstacles), "")
+
+    def _unreached(self, site: _Site) -> list[str]:
+        """Layers that may read what was computed, as far as anybody knows: their weights fit, and were never used."""
+        inside = self._owner(site)
+        unused = [held for storage, held in self._held.items() if storage not in self._met]
+        fitting = [held.key[0] for held in unused if held.tensor.dim() > 1 and site.size in held.tensor.shape]
+        return [layer for layer in dict.fromkeys(fitting) if not inside or f"{layer}.".startswith(f"{inside}.")]
+
+    def _owner(self, site: _Site) -> str:
+        """The module that what was computed did not leave: the innermost that was called and holds all concerned."""
+        names = [layer.split(".") for layer, _ in (*site.parameters, *site.readers)]
+        alike = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
+        common = [parts[0] for parts in alike]
+        while ".".join(common) not in self._called:
+            common.pop()
+        return ".".join(common)
 
     def _is_shared(self, key: Key) -> bool:
         return any(held.key == key and held.shared for held in self._held.values())
@@ -212,24 +261,32 @@ class Origins:
         products: Sequence[tuple[Block, Tensor]],
     ) -> list[Tensor]:
         """Note which weights met what; returns the operands that are accounted for."""
+        factors = [one for one in factors_of(operation, arguments) if isinstance(one, Tensor)]
+        known: set[int] = set()
+        unknown: set[int] = set()
         used: list[Tensor] = []
-        operands = list(tensors_in(arguments))
         for block, inputs in products:
             key = (block.layer, block.weight)
-            weights = [one for one in operands if self._key_of(one) == key]
+            weights = [one for one in factors if self._key_of(one) == key]
             if len(weights) != 1 or not self._is_whole(block):
                 self._fed_otherwise.add(key)
+                unknown.add(storage_of(inputs))
                 continue
-            used += weights
+            known.add(storage_of(weights[0]))
             tracked = self._tracked.get(storage_of(inputs))
-            if tracked is None or any(_channel_axis(inputs, one.size) != -1 for one in tracked.computed):
+            if tracked is None or any(channel_axis(inputs, one.size) != -1 for one in tracked.computed):
                 self._fed_otherwise.add(key)
+                unknown.add(storage_of(inputs))
             else:
-                used += [one for one in operands if storage_of(one) == storage_of(inputs)]
-                for computed in tracked.computed:
-                    computed.readers.add(key)
+                known.add(storage_of(inputs))
+                self._feed(key, tracked.computed)
             used += self._compute_linear(operation, arguments, options, result, weights[0])
-        return used
+        return [*used, *(one for one in factors if storage_of(one) in known - unknown)]
+
+    def _feed(self, key: Key, sources: tuple[_Computed, ...]) -> None:
+        self._feeds.append((key, sources))
+        for computed in sources:
+            computed.readers.add(key)
 
     def _is_whole(self, block: Block) -> bool:
         form = self._watched[block.layer, block.weight].form
@@ -262,7 +319,8 @@ class Origins:
                 used.append(one)
                 found += carried
         keys = [self._vector(one, found[0].size) if found else None for one in step.added]
-        if len(set(map(id, found))) != len(found) or None in keys:
+        linear_in = [key for computed in found for key in computed.key]
+        if len(set(linear_in)) != len(linear_in) or None in keys:  # a square of something is not linear in it
             return []
         for computed in found:
             computed.parameters += [key for key in keys if key is not None]
@@ -276,15 +334,15 @@ class Origins:
             key = self._vector(operand, result.shape[-1] if result.dim() else 0)
             return [] if key is None else [_Computed([key], result.shape[-1])]
         for one in tracked.computed:
-            axis = _channel_axis(operand, one.size)
-            if axis is None or axis != _channel_axis(result, one.size):
+            axis = channel_axis(operand, one.size)
+            if axis is None or axis != channel_axis(result, one.size):
                 return []
         return list(tracked.computed)
 
     def _track(self, result: Tensor, computed: Sequence[_Computed]) -> None:
         if not computed:
             return
-        misplaced = any(_channel_axis(result, one.size) is None for one in computed)
+        misplaced = any(channel_axis(result, one.size) is None for one in computed)
         for one in computed:
             one.flaw = one.flaw or ("something rearranges" if misplaced else "")
         self._computed.update(dict.fromkeys(computed))
@@ -306,51 +364,12 @@ class Origins:
     def _vector(self, tensor: Any, size: int) -> Key | None:
         """The parameter of so many numbers that a tensor shows along its last axis."""
         held = self._held.get(storage_of(tensor))
-        if held is None or held.tensor.dim() != 1 or tensor.numel() != size or _channel_axis(tensor, size) != -1:
+        if held is None or held.tensor.dim() != 1 or tensor.numel() != size or channel_axis(tensor, size) != -1:
             return None
         return held.key
-
-
-def _held_by(model: nn.Module) -> dict[int, _Held]:
-    """All parameters by their memory; shared are those of which more than one is there."""
-    found: dict[int, _Held] = {}
-    for layer, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            storage = storage_of(parameter)
-            if parameter is not None and storage:
-                known = found.get(storage)
-                held = _Held((layer, name), parameter) if known is None else attrs.evolve(known, shared=True)
-                found[storage] = held
-    for buffer in model.buffers():
-        if storage_of(buffer) in found:
-            found[storage_of(buffer)] = attrs.evolve(found[storage_of(buffer)], shared=True)
-    return found
 
 
 def _is_view(operation: Any, operands: Sequence[Tensor], results: Sequence[Tensor]) -> bool:
     """Whether all that an operation returned is memory that it was given, not written to."""
     given = {storage_of(one) for one in operands} - {0}
     return bool(results) and not operation._schema.is_mutable and all(storage_of(one) in given for one in results)
-
-
-def _channel_axis(tensor: Tensor, size: int) -> int | None:
-    """The axis, counted from the end, along which element c is at an offset that is c modulo the size; None if none."""
-    if size < 2 or tensor.layout != torch.strided or tensor.storage_offset() % size:
-        return None
-    pairs = list(enumerate(zip(tensor.shape, tensor.stride(), strict=True), -tensor.dim()))
-    across = [axis for axis, (length, stride) in pairs if length == size and stride == 1]
-    others = [stride for axis, (length, stride) in pairs if length > 1 and axis not in across]
-    return across[0] if len(across) == 1 and not any(stride % size for stride in others) else None
-
-
-def follow_outputs(model: nn.Module, layers: set[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules whose outputs must not change: the model, and all that contain watched layers.
-
-    Args:
-        model: The model.
-        layers: Names of the layers.
-    """
-    for name, module in model.named_modules():
-        inside = name + "." if name else ""
-        if not name or name in layers or any(layer.startswith(inside) for layer in layers):
-            yield name, module

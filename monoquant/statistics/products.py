@@ -95,6 +95,16 @@ def is_product(operation: Any) -> bool:
     return operation in _READERS
 
 
+def factors_of(operation: Any, arguments: Sequence[Any]) -> Sequence[Any]:
+    """The two operands that a product multiplies; what it adds is none of them.
+
+    Args:
+        operation: An overload that :func:`is_product`.
+        arguments: Its positional arguments.
+    """
+    return arguments[1:3] if operation in _ADDING else arguments[:2]
+
+
 def _matrices(left: Tensor, right: Tensor, *_options: Any) -> Iterator[Product]:
     yield Product(right, left)
     yield Product(left.t(), right.t())
@@ -174,3 +184,4 @@ _READERS: dict[Any, Callable[..., Iterator[Product | Convolved]]] = {
     aten._grouped_mm.default: _grouped,
     aten.convolution.default: _convolution,
 }
+_ADDING = (aten.addmm.default, aten.addmv.default, aten.baddbmm.default)

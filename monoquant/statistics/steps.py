@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor
 
 from monoquant.statistics.products import aten
@@ -52,6 +53,24 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
     elif isinstance(value, Mapping):
         yield from tensors_in(list(value.values()))
+
+
+def channel_axis(tensor: Tensor, size: int) -> int | None:
+    """The axis along which element c is at an offset that is c modulo the size.
+
+    Args:
+        tensor: Any.
+        size: Number of channels.
+
+    Returns:
+        Counted from the end; None if there is no such axis, or several.
+    """
+    if size < 2 or tensor.layout != torch.strided or tensor.storage_offset() % size:
+        return None
+    pairs = list(enumerate(zip(tensor.shape, tensor.stride(), strict=True), -tensor.dim()))
+    across = [axis for axis, (length, stride) in pairs if length == size and stride == 1]
+    others = [stride for axis, (length, stride) in pairs if length > 1 and axis not in across]
+    return across[0] if len(across) == 1 and not any(stride % size for stride in others) else None
 
 
 def _first(arguments: Sequence[Any], _options: Mapping[str, Any]) -> Step:

@@ -52,6 +52,14 @@ def test_better_than_rounding_where_channels_stick_out(symmetric: bool, group_si
     assert noise(Awq(codes=ClipSearch()), matrix, other, factors, scheme) < 0.6 * plain
 
 
+def test_float64_weights_get_the_same_factors() -> None:
+    """Weights keep their precision, factors are float32."""
+    x, matrix = inputs_with_outliers(), weight()
+    factors = input_scale(Awq(), matrix.double(), mq.Scheme(), known(x))
+    assert factors is not None
+    assert torch.equal(factors, input_scale(Awq(), matrix, mq.Scheme(), known(x)))
+
+
 def test_no_factors_for_even_inputs() -> None:
     """Where all columns are alike there is nothing to gain, or nearly so."""
     x = torch.ones(64, 128)

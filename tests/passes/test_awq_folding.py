@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import attrs
 import pytest
@@ -15,39 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import monoquant as mq
-from monoquant.algorithms.base import Needs, Solution, WeightAlgorithm, WeightProblem
-from monoquant.algorithms.round_to_nearest import RoundToNearest
+from monoquant.algorithms.base import WeightProblem
 from monoquant.folding import Folder
-
-WIDTH = 48
-
-
-@attrs.frozen
-class AnyFactors(WeightAlgorithm):
-    """Factors that have nothing to do with the weights, however bad; or given ones."""
-
-    name: ClassVar[str] = "any"
-    needs: ClassVar[Needs] = Needs.SQUARES
-    scales_inputs: ClassVar[bool] = True
-    spread: float = 2.0
-    seed: int = 0
-
-    def solve(self, problem: WeightProblem) -> Solution:
-        return RoundToNearest().solve(problem)
-
-    def input_scale(self, problem: WeightProblem) -> Tensor | None:
-        generator = torch.Generator().manual_seed(self.seed)
-        return (torch.randn(problem.weight.shape[1], generator=generator) * self.spread).exp()
-
-
-@attrs.frozen
-class Peek(mq.Pass):
-    """Keeps the context."""
-
-    seen: list[mq.QuantContext] = attrs.field(factory=list)
-
-    def run(self, context: mq.QuantContext) -> None:
-        self.seen.append(context)
+from tests.passes.folded import (
+    WIDTH,
+    AnyFactors,
+    Peek,
+    assert_same_function,
+    context_of,
+    data,
+    moved,
+    reasons,
+    rescaled,
+)  # fmt: skip
 
 
 class Rms(nn.Module):
@@ -107,48 +87,6 @@ def no_judgement(monkeypatch: pytest.MonkeyPatch) -> None:
 def judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Factors are taken only where they are worth it, as they are in use."""
     monkeypatch.undo()
-
-
-def data(*shape: int, batches: int = 3, seed: int = 1) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(16, *shape, generator=generator) for _ in range(batches)]
-
-
-def context_of(model: nn.Module, batches: Any, *rules: Any, **options: Any) -> mq.QuantContext:
-    """The context of a run with arbitrary factors."""
-    algorithm, peek = options.pop("algorithm", AnyFactors()), Peek()
-    packing = mq.Int4PackPass(algorithm=algorithm, scale_dtype=options.pop("scale_dtype", torch.float32))
-    passes = [mq.SkipSelectionPass(*rules), mq.CalibrationPass(batches, **options)]
-    mq.Quantizer([*passes, packing, peek]).run(model)
-    return peek.seen[0]
-
-
-def rescaled(model: nn.Module, context: mq.QuantContext) -> nn.Module:
-    """The float model with all factors, and nothing rounded."""
-    twin = copy.deepcopy(model)
-    values = dict(context.rescaling.parameters)
-    for layer in context.quantized_layers():
-        for name in context.weight_names(layer.name):
-            values[layer.name, name] = context.rescaled_weight(layer.name, name)
-    for (layer, name), value in values.items():
-        owner = twin.get_submodule(layer)
-        owner._parameters[name] = nn.Parameter(value.to(owner._parameters[name].dtype))
-    return twin
-
-
-def assert_same_function(model: nn.Module, context: mq.QuantContext, inputs: Tensor, tolerance: float = 1e-5) -> None:
-    with torch.no_grad():
-        wanted, found = model.eval()(inputs), rescaled(model, context).eval()(inputs)
-    assert (found - wanted).norm() <= tolerance * wanted.norm()
-
-
-def moved(context: mq.QuantContext) -> set[str]:
-    """Layers whose inputs have factors."""
-    return {layer for layer, _ in context.rescaling.columns}
-
-
-def reasons(context: mq.QuantContext) -> list[str]:
-    return [finding.message for finding in context.findings if finding.code == "scales-not-folded"]
 
 
 def test_pre_norm_transformer_layer_of_torch() -> None:
@@ -328,6 +266,28 @@ def test_layers_kept_in_float_keep_their_inputs() -> None:
     peek = Peek()
     mq.Quantizer([*sent, mq.Int4PackPass(algorithm=AnyFactors()), mq.Int8PackPass(), peek]).run(model)
     assert not moved(peek.seen[0])
+
+
+@pytest.mark.usefixtures("judged")
+def test_report_names_each_layer_with_its_own_reason() -> None:
+    """Different reasons are not told as one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Gated(), PostNorm())
+    result = mq.quantize(model, calibration_data=data(7, WIDTH), algorithm=AnyFactors(3.0), accuracy_warning="ignore")
+    lines = [line for line in str(result.report).splitlines() if "scales-not-folded" in line]
+    assert [line for line in lines if "'0.gate'" in line] == [line for line in lines if "held-out" in line]
+    assert [line for line in lines if "'1.outer'" in line] == [line for line in lines if "no norm" in line]
+    (added,) = [line for line in lines if "aten.add" in line]
+    assert "The inputs of one layer are not scaled" in added
+    assert added.endswith("reads their inputs as well: '1.inner'.")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_scripted_norm_is_left_alone() -> None:
+    """Its parameters are kept where nothing can be exchanged; the other factors are moved."""
+    context = context_of(Gated(torch.jit.trace(nn.LayerNorm(WIDTH), torch.randn(2, WIDTH))), data(7, WIDTH))
+    assert moved(context) == {"down"}
+    assert any("is scripted" in reason and "'gate', 'up'" in reason for reason in reasons(context))
 
 
 def test_tied_norms_are_left_alone() -> None:

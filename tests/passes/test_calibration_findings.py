@@ -234,6 +234,49 @@ def test_layers_that_may_be_fitted_to_padding_are_named(algorithm: WeightAlgorit
     assert {layer: one.moments.rows for layer, one in found.items()} == counts
 
 
+class Stepping(nn.Module):
+    """Multiplies hidden states step by step, once in a module of torch, once in a loop; and a summary once."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.whole, self.cell = kind(FEATURES, 32, batch_first=True), nn.GRUCell(32, 32)
+        self.pooled = nn.Linear(32, 16)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden, state = self.whole(x)[0], x.new_zeros(len(x), 32)
+        for step in hidden.unbind(1):
+            state = self.cell(step, state)
+        return self.pooled(state)
+
+
+def quantized(model: nn.Module, batch: Any, algorithm: WeightAlgorithm) -> mq.QuantResult:
+    return mq.quantize(model, calibration_data=[batch], algorithm=algorithm, accuracy_warning="ignore", plugins=False)
+
+
+@pytest.mark.parametrize("algorithm", [ClipSearch(), Gptq()], ids=["clip_search", "gptq"])
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
+def test_states_at_padded_steps_are_told(kind: type[nn.Module], algorithm: WeightAlgorithm) -> None:
+    """Where steps are multiplied one after the other nobody knows which is which; one product tells of no steps."""
+    result = quantized(Stepping(kind), padded_batch(2), algorithm)
+    assert told(result, "padding-counted") == [padding_counted("cell"), padding_counted("whole")]
+    assert not told(quantized(Stepping(kind), padded_batch(0), algorithm), "padding-counted")
+
+
+def test_run_that_failed_under_gradients_is_no_step() -> None:
+    """The same rows come again, without."""
+
+    class Once(Sequences):
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            found = self.pooled(self.kept(x)[:, 0])
+            if torch.is_grad_enabled():
+                raise RuntimeError("planted")
+            return found
+
+    result = quantized(Once(), padded_batch(2), Gptq())
+    assert told(result, "rows-not-weighed")
+    assert not told(result, "padding-counted")
+
+
 def test_a_forward_of_ones_own_may_take_rows_in_another_order() -> None:
     """A mask over rows in the wrong order would leave data out and padding in."""
 
