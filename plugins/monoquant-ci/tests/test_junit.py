@@ -152,7 +152,8 @@ def test_properties_have_scheme_and_sqnr() -> None:
 )
 def test_any_report_is_valid_and_counted(names: list[str], found: list[tuple[mq.Severity, str, int]]) -> None:
     """Whatever layers and findings are called, the document parses and its counts are those of the report."""
-    layers = [layer(f"{index} {name}") for index, name in enumerate(names)]
+    actions = list(mq.Action)
+    layers = [layer(f"{index} {name}", actions[index % 3]) for index, name in enumerate(names)]
     known = [one.layer for one in layers]
     findings = [
         mq.Finding(text, severity, text, known[index] if 0 <= index < len(known) else None, text)

@@ -108,6 +108,7 @@ def test_a_worse_layer_fails_the_build(model: nn.Sequential, baseline: Path, mon
     with pytest.raises(mq.AccuracyError, match="SQNR of the weight of layer '2'") as caught:
         mq.quantize(model, accuracy_warning="error")
     assert caught.value.layers == ("2",)
+    assert mq.render_report(caught.value.report, "github") == mq.render_report(report, "github")
     monkeypatch.setenv("MONOQUANT_CI_TOLERANCE_DB", "200")
     assert "regression" not in told(mq.quantize(model, accuracy_warning="error").report)
 

@@ -118,8 +118,8 @@ class NoBaselineCheck(WarningCheck):
     def check(self, info: QuantizationInfo, gate: AccuracyGate) -> Iterable[Finding]:
         message = f"No layer was compared with an earlier release: {BASELINE} is not set."
         remedy = (
-            f"Set it to the report of the last release ({HOW_TO_WRITE_ONE}), or, where a Gate in plugins=[...] has the "
-            "baseline, leave the installed plugin out with 'no:monoquant-ci'."
+            "Set it to the report of the last release, as save_report(result.report, 'baseline.json') writes it. Where "
+            "a Gate in plugins=[...] has the baseline, leave the installed plugin out with 'no:monoquant-ci'."
         )
         return [Finding("baseline-not-set", Severity.INFO, message, remedy=remedy)]
 
