@@ -61,12 +61,14 @@ class AccuracyError(MonoquantError, ValueError):
         message: Text that contains ``CRITICAL``, with the worst layers named.
         layers: Every failing layer, worst first.
         info: The run's QuantizationInfo, its ``warnings`` filled.
+        report: The run's QuantReport, to be stored or rendered; None where a summary alone was judged.
     """
 
     # Any, because reports live on a higher floor than errors.
-    def __init__(self, message: str, *, layers: Iterable[str] = (), info: Any = None) -> None:
+    def __init__(self, message: str, *, layers: Iterable[str] = (), info: Any = None, report: Any = None) -> None:
         super().__init__(message, layers=layers)
         self.info = info
+        self.report = report
 
 
 class AccuracyWarning(UserWarning):

@@ -14,7 +14,7 @@ import attrs
 from monoquant.checks import AccuracyGate, WarningCheck
 from monoquant.errors import AccuracyError, AccuracyWarning, ConfigError, PluginError
 from monoquant.registry import Registered
-from monoquant.report import QuantizationInfo
+from monoquant.report import QuantizationInfo, QuantReport
 from monoquant.report.wording import texts
 from monoquant.values import Finding, Severity
 
@@ -85,7 +85,9 @@ def _stamped(finding: Finding, check: Registered[WarningCheck]) -> Finding:
     return Finding(finding.code, finding.severity, finding.message, finding.layer, finding.remedy, check.origin)
 
 
-def deliver(info: QuantizationInfo, findings: Sequence[Finding], on_failure: str) -> None:
+def deliver(
+    info: QuantizationInfo, findings: Sequence[Finding], on_failure: str, report: QuantReport | None = None
+) -> None:
     """Fill ``info.warnings`` and react once.
 
     Args:
@@ -93,6 +95,7 @@ def deliver(info: QuantizationInfo, findings: Sequence[Finding], on_failure: str
         findings: All findings, the worst first.
         on_failure: ``"error"``: raise if one is CRITICAL, else only fill the list. ``"warn"``: emit one AccuracyWarning
             if there is any warning. ``"ignore"``: only fill the list.
+        report: What an AccuracyError carries; default none.
 
     Raises:
         AccuracyError: See ``on_failure``; names every failing layer, worst first.
@@ -103,7 +106,7 @@ def deliver(info: QuantizationInfo, findings: Sequence[Finding], on_failure: str
     if critical and on_failure == "error":
         layers = dict.fromkeys(finding.layer for finding in critical if finding.layer is not None)
         message = "\n".join(f"- {text}" for text in texts(critical))
-        raise AccuracyError(f"CRITICAL: the quality gate failed\n{message}", layers=layers, info=info)
+        raise AccuracyError(f"CRITICAL: the quality gate failed\n{message}", layers=layers, info=info, report=report)
     if told and on_failure == "warn":
         warnings.warn("\n".join(told), AccuracyWarning, stacklevel=_frames_to_caller())
 

@@ -148,6 +148,7 @@ def test_error_raises_for_critical_findings_only() -> None:
         mq.check_accuracy_warnings(info, on_failure="error")
     assert isinstance(caught.value, ValueError)
     assert caught.value.info is info
+    assert caught.value.report is None
     assert caught.value.layers == ()
     assert CRITICAL_TEXT in str(caught.value)
     with warnings.catch_warnings():

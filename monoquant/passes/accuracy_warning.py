@@ -59,8 +59,9 @@ class AccuracyWarningPass(Pass):
     def run(self, context: QuantContext) -> None:
         info = QuantizationInfo.from_report(build_report(context))
         context.report(run_checks(context.registry.warning_checks, info, self.gate, self.disabled))
+        report = build_report(context)
         try:
-            deliver(info, build_report(context).findings, self.on_failure)
+            deliver(info, report.findings, self.on_failure, report)
         finally:
             if context.validation is not None:
                 context.validation.warnings.extend(info.warnings)

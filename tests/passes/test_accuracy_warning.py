@@ -39,7 +39,7 @@ def test_a_healthy_model_passes_silently(small: nn.Module) -> None:
 
 
 def test_a_critical_layer_fails_the_build_and_leaves_the_model(small: nn.Module, tokens: Any, unchanged: Any) -> None:
-    """The error contains CRITICAL, carries the info, and names the failing layers worst first."""
+    """The error contains CRITICAL, carries info and report, and names the failing layers worst first."""
     damage(small, "blocks.0.up")
     damage(small, "blocks.1.down", 2.5)
     check = unchanged(small)
@@ -57,6 +57,9 @@ def test_a_critical_layer_fails_the_build_and_leaves_the_model(small: nn.Module,
 
     assert list(error.layers) == sorted(error.layers, key=worst)
     assert any("CRITICAL" in text for text in error.info.warnings)
+    critical = [one.layer for one in error.report.findings if one.severity is mq.Severity.CRITICAL]
+    assert set(critical) == set(error.layers)
+    assert error.report.layers == error.info.layers
 
 
 def test_one_broken_layer_does_not_hide_in_the_median(small: nn.Module, tokens: Any) -> None:
