@@ -57,14 +57,17 @@ def noise(solution: Solution, matrix: Tensor, scheme: mq.Scheme, hessian: Tensor
 def test_inputs_without_correlation_leave_nothing_to_make_up_for(
     scheme: mq.Scheme, columns: int, size: float, seed: int
 ) -> None:
-    """With a multiple of the identity as Hessian, every code is the nearest one on the grid that was chosen."""
+    """With a multiple of the identity as Hessian, every code is the nearest one on the grid that was chosen, or a tie."""
     matrix = gaussian(seed, 6, columns)
     inputs = InputStatistics(10**6, torch.full((columns,), size), size * torch.eye(columns))
     codes = solve(Gptq(), matrix, scheme, inputs).codes
     scale, zero_point = (
         one.float().repeat_interleave(scheme.width(columns), 1)[:, :columns] for one in (codes.scale, codes.zero_point)
     )
-    assert torch.equal(codes.codes.float(), nearest_codes(matrix, scale, zero_point, scheme.max_code))
+    nearest = nearest_codes(matrix, scale, zero_point, scheme.max_code)
+    chosen, best = (((one - zero_point) * scale - matrix).abs() for one in (codes.codes.float(), nearest))
+    assert torch.allclose(chosen, best, rtol=1e-4, atol=1e-7)
+    assert float((codes.codes.float() != nearest).float().mean()) < 0.02
 
 
 @pytest.mark.parametrize("sweeps", [0, 2])
