@@ -22,6 +22,8 @@ from monoquant_progress import PassProgress, plugin
 
 ORIGIN = mq.Origin("monoquant-progress", version("monoquant-progress"))
 QUIET: dict[str, Any] = {"accuracy_warning": "ignore"}
+ALONE: dict[str, Any] = {**QUIET, "plugins": mq.PluginManager([plugin], discover=False)}
+"""Other plugins that happen to be installed have findings of their own."""
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -67,7 +69,7 @@ def quantizer(*more: mq.Pass, watcher: PassProgress = plugin) -> mq.Quantizer:
 def test_every_pass_is_told() -> None:
     """With its time, the layers it packed, and the findings so far."""
     with terminal() as shown:
-        result = mq.quantize(build(), **QUIET)
+        result = mq.quantize(build(), **ALONE)
         assert len(result.report.findings) == 2  # rules without a match, and that all layers were quantized
         assert shown.lines == [
             "SkipSelectionPass|1 finding so far",
@@ -237,7 +239,7 @@ def test_results_are_the_same() -> None:
     """Codes, findings and streams are those of a run without the plugin; nothing of the model is kept alive."""
     with terminal():
         stream = sys.stderr
-        watched = mq.quantize(build(), **QUIET)
+        watched = mq.quantize(build(), **ALONE)
         assert sys.stderr is stream
         bare = mq.quantize(build(), plugins=False, **QUIET)
         for name, held in watched.model.state_dict().items():
