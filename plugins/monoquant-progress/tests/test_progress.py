@@ -19,6 +19,7 @@ from rich.live import _RefreshThread
 from torch import nn
 
 from monoquant_progress import PassProgress, plugin
+from monoquant_progress.display import RunningPasses
 
 ORIGIN = mq.Origin("monoquant-progress", version("monoquant-progress"))
 QUIET: dict[str, Any] = {"accuracy_warning": "ignore"}
@@ -141,6 +142,44 @@ def test_without_any_stderr_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> No
     """Windows programs without a console have none."""
     monkeypatch.setattr(sys, "stderr", None)
     assert mq.quantize(build(), **QUIET).info.selected_layers == ["0", "2"]
+
+
+class ClosedTerminal(Terminal):
+    """A terminal whose window was closed after some lines."""
+
+    def write(self, text: str) -> int:
+        if "Int4PackPass" in text:
+            raise OSError(5, "Input/output error")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_closed_terminal_costs_no_run(monkeypatch: pytest.MonkeyPatch, moves: bool) -> None:
+    """The run goes on, and the next one shows its passes again."""
+    if not moves:
+        monkeypatch.setenv("CI", "true")
+    with contextlib.redirect_stderr(ClosedTerminal()) as shown:
+        assert quantizer().run(build()).info.selected_layers == ["0", "2"]
+    assert shown.lines == ["SkipSelectionPass|"]
+    with terminal() as shown:
+        quantizer().run(build())
+    assert shown.lines == ["SkipSelectionPass|", "Int4PackPass|2 layers packed"]
+
+
+def test_lines_that_were_given_up_do_not_count() -> None:
+    """A run that began before the terminal was lost takes no line of one that began after."""
+    with terminal():
+        running = RunningPasses()
+        lost = running.add(running.console(), "lost")
+        running.give_up()
+        kept = running.add(running.console(), "kept")
+        assert lost is not None
+        assert kept is not None
+        assert not lost.progress.live.is_started
+        running.remove(lost)
+        assert [task.description for task in kept.progress.tasks] == ["kept"]
+        running.remove(kept)
+        assert not kept.progress.live.is_started
 
 
 @pytest.mark.parametrize(("name", "value"), [("CI", "true"), ("TERM", "dumb")])

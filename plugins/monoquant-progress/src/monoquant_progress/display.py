@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
+import attrs
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-__all__ = ["RunningPasses", "TaskID"]
+
+@attrs.frozen(eq=False)
+class Line:
+    """A line that moves.
+
+    Args:
+        progress: What draws it.
+        task: Which of its lines it is.
+    """
+
+    progress: Progress
+    task: TaskID
 
 
 class RunningPasses:
@@ -23,7 +36,7 @@ class RunningPasses:
         """Stderr as it is now; while lines move, the console that keeps what is printed above them."""
         return Console(stderr=True) if self._progress is None else self._progress.console
 
-    def add(self, console: Console, name: str) -> TaskID | None:
+    def add(self, console: Console, name: str) -> Line | None:
         """Show a pass that works.
 
         Args:
@@ -48,17 +61,24 @@ class RunningPasses:
                 redirect_stderr=False,
             )
             self._progress.start()
-        return self._progress.add_task(name, total=None)
+        return Line(self._progress, self._progress.add_task(name, total=None))
 
-    def remove(self, task: TaskID) -> None:
+    def remove(self, line: Line) -> None:
         """A pass is done, or has failed.
 
         Args:
-            task: What :meth:`add` returned.
+            line: What :meth:`add` returned.
         """
-        if self._progress is None:
-            return
-        self._progress.remove_task(task)
+        if line.progress is not self._progress:
+            return  # it was given up
+        self._progress.remove_task(line.task)
         if not self._progress.task_ids:
             self._progress.stop()
             self._progress = None
+
+    def give_up(self) -> None:
+        """The terminal is gone: forget all lines, so that later ones begin anew on whatever is there then."""
+        abandoned, self._progress = self._progress, None
+        if abandoned is not None:
+            with contextlib.suppress(OSError):  # it would bring back the cursor of what is gone
+                abandoned.stop()

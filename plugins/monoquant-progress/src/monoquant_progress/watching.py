@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
 import attrs
 import monoquant
 from rich.text import Text
 
-from monoquant_progress.display import RunningPasses, TaskID
+from monoquant_progress.display import Line, RunningPasses
 
 
 @attrs.frozen
@@ -22,14 +24,14 @@ class _Begun:
         at: When it began, in seconds of a clock that only goes forward.
         packed: How many layers were packed by then.
         depth: How many other passes this thread is in the middle of: a pass may quantize something itself.
-        task: Its line on the terminal; None where nothing moves.
+        line: Its line on the terminal; None where nothing moves.
     """
 
     thread: int
     at: float
     packed: int
     depth: int
-    task: TaskID | None
+    line: Line | None
 
 
 class PassProgress:
@@ -45,10 +47,19 @@ class PassProgress:
         # By context, because a run has one and two runs have two; weakly, because it holds the whole model.
         self._begun: WeakKeyDictionary[monoquant.QuantContext, _Begun] = WeakKeyDictionary()
 
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """One thread at a time; and a terminal that was closed costs what was to be shown, but not the run."""
+        with self._lock:
+            try:
+                yield
+            except OSError:
+                self._running.give_up()
+
     @monoquant.hookimpl
     def monoquant_before_pass(self, pass_: monoquant.Pass, context: monoquant.QuantContext) -> None:
         """Show that a pass works."""
-        with self._lock:
+        with self._shown():
             console = self._running.console()
             if not console.is_terminal:
                 return
@@ -56,21 +67,21 @@ class PassProgress:
             depth = sum(other.thread == thread for other in self._begun.values())
             # CalibrationPass(progress=True) writes on the line that would move.
             moves = getattr(pass_, "progress", False) is False
-            task = self._running.add(console, _indented(pass_, depth)) if moves else None
-            self._begun[context] = _Begun(thread, time.perf_counter(), len(context.packed), depth, task)
+            line = self._running.add(console, _indented(pass_, depth)) if moves else None
+            self._begun[context] = _Begun(thread, time.perf_counter(), len(context.packed), depth, line)
 
     @monoquant.hookimpl
     def monoquant_after_pass(
         self, pass_: monoquant.Pass, context: monoquant.QuantContext, error: BaseException | None
     ) -> None:
         """Show what it did, or that it failed."""
-        with self._lock:
+        with self._shown():
             if context not in self._begun:
                 return  # stderr was no terminal when it began
             begun = self._begun.pop(context)
             console = self._running.console()
-            if begun.task is not None:
-                self._running.remove(begun.task)
+            if begun.line is not None:
+                self._running.remove(begun.line)
             console.print(_line(pass_, context, begun, error), soft_wrap=True)
 
 
