@@ -18,9 +18,9 @@ import monoquant as mq
 
 VERSION = f"monoquant {mq.__version__}"
 FEW_TOKENS = 64
-WINDOWS = {"all": 48, "half": 24, "few": 12}
+WINDOWS = {"all": 48, "most": 36, "few": 12}
 SIZE = 8
-Data = Literal["all", "half", "few", "random"]
+Data = Literal["all", "most", "few", "random"]
 Quality = Literal["fast", "balanced", "best"]
 
 
@@ -137,7 +137,7 @@ def _smollm2() -> Iterator[tuple[str, Setting]]:
     for quality in ("fast", "balanced", "best"):
         yield f"{quality} g128", Setting(quality)  # type: ignore[arg-type]
     yield "awq g128", Setting("best", options={"algorithm": "awq"})
-    yield f"best g128, {WINDOWS['half']} x 128 tokens", Setting("best", data="half")
+    yield f"best g128, {WINDOWS["most"]} x 128 tokens", Setting("best", data="most")
     yield f"best g32, {WINDOWS['few']} x 128 tokens", Setting("best", 32, "few")
     for bits in (4.25, 4.75):
         yield f"best, {bits} bits", Setting("best", options={"target_bits_per_weight": bits})
