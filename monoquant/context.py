@@ -134,7 +134,9 @@ class QuantContext(ModelView):
         if name not in {layer.name for layer in self.layers}:
             raise PassError(f"no layer is called {name!r}: decide on the layers in context.layers", layers=[name])
         if name in self.plan:
-            raise PassError(f"layer {name!r} is decided already ({self.plan[name].reason}): ask undecided()", layers=[name])
+            raise PassError(
+                f"layer {name!r} is decided already ({self.plan[name].reason}): ask undecided()", layers=[name]
+            )
         self.plan[name] = self._signed(decision)
 
     def refine(self, layer: str, scheme: AnyScheme, reason: str) -> None:
