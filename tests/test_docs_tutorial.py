@@ -16,7 +16,7 @@ import monoquant as mq
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
-FILE = re.compile(r'# ([\w./]+)(?:, from "(.+)" on)?\n')
+FILE = re.compile(r"# (\S+)\n")
 VARIES = re.compile(
     r"(?<=in )\d+\.\d+(?=s)|(?<=torch )\S+?(?=,|$)|(?<=monoquant )\d+\.\d+\.\d+|(?<=sha256:)\w+", re.MULTILINE
 )
@@ -35,13 +35,9 @@ class Reader:
     def write(self, block: str) -> None:
         named = FILE.match(block)
         assert named, f"this block does not name its file:\n{block}"
-        path, text = self.folder / named[1], block[named.end() :]
+        path = self.folder / named[1]
         path.parent.mkdir(parents=True, exist_ok=True)
-        if named[2]:
-            kept, found, _ = path.read_text(encoding="utf-8").partition(f"    {named[2]}")
-            assert found, f"{named[1]} has no {named[2]!r}"
-            text = kept + text
-        path.write_text(text, encoding="utf-8")
+        path.write_text(block, encoding="utf-8")
 
     def type(self, line: str) -> str:
         words = shlex.split(line)
