@@ -23,9 +23,10 @@ from monoquant.statistics.gradients import GradientProbe
 from monoquant.statistics.origins import FoldSites
 from monoquant.statistics.store import StatisticsStore
 from monoquant.statistics.watch import WatchedWeight
-from monoquant.values import Action, AnyScheme, Decision, Finding, Layer, Target
+from monoquant.values import BUILT_IN, Action, AnyScheme, Decision, Finding, Layer, Origin, Target
 
 O = TypeVar("O")  # noqa: E741 - the observer of a request
+Said = TypeVar("Said", Decision, Finding)
 
 
 @attrs.define(eq=False)
@@ -119,6 +120,7 @@ class QuantContext(ModelView):
     findings: list[Finding] = attrs.field(factory=list, init=False, metadata=written("any"))
     _planning: bool = attrs.field(default=True, init=False)
     _current_layer: str | None = attrs.field(default=None, init=False)
+    _speaker: Origin = attrs.field(default=BUILT_IN, init=False)
 
     def decide(self, decision: Decision) -> None:
         """Give a layer its one answer; only in the plan phase.
@@ -135,8 +137,10 @@ class QuantContext(ModelView):
         if name not in {layer.name for layer in self.layers}:
             raise PassError(f"no layer is called {name!r}: decide on the layers in context.layers", layers=[name])
         if name in self.plan:
-            raise PassError(f"layer {name!r} is decided already ({self.plan[name]}): ask undecided()", layers=[name])
-        self.plan[name] = decision
+            raise PassError(
+                f"layer {name!r} is decided already ({self.plan[name].reason}): ask undecided()", layers=[name]
+            )
+        self.plan[name] = self._signed(decision)
 
     def refine(self, layer: str, scheme: AnyScheme, reason: str) -> None:
         """Represent a layer that the plan quantizes otherwise than planned, by what was measured since.
@@ -208,9 +212,14 @@ class QuantContext(ModelView):
         """Name of the layer a pass is working on, for error notes."""
         return self._current_layer
 
-    def forget_current_layer(self) -> None:
-        """Tell that a new pass begins; called by the Quantizer."""
+    def begin(self, speaker: Origin) -> None:
+        """Tell that a pass begins; called by the Quantizer.
+
+        Args:
+            speaker: Who brought the pass; its decisions and findings that name nobody are said by that.
+        """
         self._current_layer = None
+        self._speaker = speaker
 
     def want(self, layer: str, request: Request[Any]) -> None:
         """Ask that calibration collects a statistic of a layer's inputs.
@@ -293,4 +302,8 @@ class QuantContext(ModelView):
         Args:
             findings: What a person should know.
         """
-        self.findings.extend(finding for finding in findings if finding not in self.findings)
+        signed = map(self._signed, findings)
+        self.findings.extend(finding for finding in signed if finding not in self.findings)
+
+    def _signed(self, said: Said) -> Said:
+        return attrs.evolve(said, origin=self._speaker) if said.origin == BUILT_IN else said

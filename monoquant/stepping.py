@@ -12,7 +12,7 @@ from monoquant.guard import WORKING, Guard, Parameters, watchable
 from monoquant.passes.base import Pass
 from monoquant.passes.order import Step, name_of
 from monoquant.registry import PassWatcher, Registered
-from monoquant.values import CALLER
+from monoquant.values import BUILT_IN, CALLER
 
 Watchers = tuple[Registered[PassWatcher], ...]
 
@@ -73,7 +73,8 @@ class Stepper:
         kind = type(step.value)
         if getattr(kind, phase) is getattr(Pass, phase):
             return  # nothing was overridden, so there is nothing to call
-        context.forget_current_layer()
+        # The caller's pipeline is made of built-in passes, mostly: only plugins have a name to put to what they say.
+        context.begin(BUILT_IN if step.origin == CALLER else step.origin)
         before = self._guard()
         try:
             getattr(step.value, phase)(context)

@@ -137,7 +137,7 @@ def _smollm2() -> Iterator[tuple[str, Setting]]:
     for quality in ("fast", "balanced", "best"):
         yield f"{quality} g128", Setting(quality)  # type: ignore[arg-type]
     yield "awq g128", Setting("best", options={"algorithm": "awq"})
-    yield f"best g128, {WINDOWS["most"]} x 128 tokens", Setting("best", data="most")
+    yield f"best g128, {WINDOWS['most']} x 128 tokens", Setting("best", data="most")
     yield f"best g32, {WINDOWS['few']} x 128 tokens", Setting("best", 32, "few")
     for bits in (4.25, 4.75):
         yield f"best, {bits} bits", Setting("best", options={"target_bits_per_weight": bits})

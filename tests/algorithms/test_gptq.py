@@ -57,7 +57,7 @@ def noise(solution: Solution, matrix: Tensor, scheme: mq.Scheme, hessian: Tensor
 def test_inputs_without_correlation_leave_nothing_to_make_up_for(
     scheme: mq.Scheme, columns: int, size: float, seed: int
 ) -> None:
-    """With a multiple of the identity as Hessian, every code is the nearest one on the grid that was chosen, or ties."""
+    """With a multiple of the identity as Hessian, each code is the nearest on the grid that was chosen, or tied."""
     matrix = gaussian(seed, 6, columns)
     inputs = InputStatistics(10**6, torch.full((columns,), size), size * torch.eye(columns))
     codes = solve(Gptq(), matrix, scheme, inputs).codes

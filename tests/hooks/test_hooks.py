@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 import torch
 from torch import nn
 
@@ -178,6 +179,40 @@ def test_monoquant_register_passes() -> None:
     (found,) = [finding for finding in result.report.findings if finding.code == "pass-added"]
     assert str(found) == "Pass ZeroPass took part, behind SkipSelectionPass."
     assert found.origin == mq.Origin("Plugin")
+
+
+@attrs.frozen
+class KeepFirst(mq.Pass):
+    """Decides and reports, and leaves it to others to say who did."""
+
+    follows = (mq.SkipSelectionPass,)
+    before = (mq.PackPass,)
+    origin: mq.Origin | None = None
+
+    def plan(self, context: mq.QuantContext) -> None:
+        said = {} if self.origin is None else {"origin": self.origin}
+        context.decide(mq.Decision("0", mq.Action.SKIP, "first", **said))
+        context.report([mq.Finding("first-kept", mq.Severity.INFO, "Kept.", "0", **said)] * 2)
+
+    def run(self, context: mq.QuantContext) -> None:
+        said = {} if self.origin is None else {"origin": self.origin}
+        context.report([mq.Finding("first-kept", mq.Severity.INFO, "Kept.", "0", **said)])
+
+
+@pytest.mark.parametrize("named", [None, mq.Origin("a table of ours")])
+def test_what_a_pass_of_a_plugin_says_is_the_plugins(named: mq.Origin | None) -> None:
+    """Its decisions and findings have its name, unless they have one; those of other passes keep theirs."""
+
+    class Plugin:
+        @mq.hookimpl
+        def monoquant_register_passes(self) -> Iterable[mq.Pass]:
+            return [KeepFirst(named)]
+
+    report = mq.quantize(build(), plugins=[Plugin()], **QUIET).report
+    expected = named or mq.Origin("Plugin")
+    assert [record.origin for record in report.layers] == [expected, mq.Origin("monoquant")]
+    assert [finding.origin for finding in report.findings if finding.code == "first-kept"] == [expected]
+    assert {one.origin.name for one in report.findings if one.code == "rule-unmatched"} == {"monoquant"}
 
 
 class NamesExporter(mq.Exporter):

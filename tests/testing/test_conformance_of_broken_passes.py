@@ -195,16 +195,17 @@ def test_every_clause_is_broken_by_one_of_them() -> None:
 
 
 def test_an_error_of_the_pass_itself_is_not_swallowed() -> None:
-    """Only what the suite raises is expected."""
+    """Only what the suite raises is expected; a note tells on which model it happened."""
 
     @attrs.frozen
     class Raises(Clips):
         def run(self, context: mq.QuantContext) -> None:
             raise KeyError("mine")
 
-    for clause in (ALONE, LATER, FORWARD, AGAIN):
-        with pytest.raises(KeyError, match="mine"):
-            getattr(suite_of(Raises()), clause)()
+    for clause in (ALONE, LATER, FORWARD, AGAIN, "test_in_place_gives_the_same", "test_findings_can_be_acted_on"):
+        with pytest.raises(KeyError, match="mine") as caught:
+            getattr(suite_of(Raises(), specimens=("GRU",)), clause)()
+        assert caught.value.__notes__[-1] == "on the suite's model 'GRU'"
 
 
 def test_models_of_the_author_take_part() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import attrs
@@ -78,43 +79,46 @@ class PassConformance(Conformance):
     def test_it_plans_without_weights(self) -> None:
         """The dry run works on the meta device, decides as with weights, and leaves the model alone."""
         for specimen in self._specimens():
-            model, quantizer = specimen.build(), self._quantizer(specimen)
-            with torch.device("meta"):
-                empty = specimen.build()
-            states = [(one, ModelState.of(one)) for one in (model, empty)]
-            real, dry = quantizer.plan(model), quantizer.plan(empty)
-            for one, state in states:
-                self._require_unchanged(one, state, f"planning for {specimen}")
-            broken = f"the pass {self._pass!r} plans {_shown(real)} for {specimen}, and {_shown(dry)} without weights."
-            require(real == dry, broken, "decide in plan() from names, types and shapes alone; look at values in run()")
+            with _told(specimen):
+                model, quantizer = specimen.build(), self._quantizer(specimen)
+                with torch.device("meta"):
+                    empty = specimen.build()
+                states = [(one, ModelState.of(one)) for one in (model, empty)]
+                real, dry = quantizer.plan(model), quantizer.plan(empty)
+                for one, state in states:
+                    self._require_unchanged(one, state, f"planning for {specimen}")
+                plans = f"plans {_shown(real)} for {specimen}, and {_shown(dry)} without weights."
+                remedy = "decide in plan() from names, types and shapes alone; look at values in run()"
+                require(real == dry, f"the pass {self._pass!r} {plans}", remedy)
 
     def test_it_leaves_the_model_alone(self) -> None:
         """A run changes neither the model nor torch's settings; what was planned is done, and every layer reported."""
         for specimen in self._specimens():
-            with warnings.catch_warnings(action="ignore"):
+            with _told(specimen), warnings.catch_warnings(action="ignore"):
                 model, batches = specimen.build(), _batches(specimen)
                 assert_pass(self._pass, model, passes=self.passes, calibration_data=batches)
 
     def test_it_leaves_the_model_alone_when_a_later_pass_fails(self) -> None:
         """Even where the model was to be changed in place, it stays bit for bit what it was."""
         for specimen in self._specimens():
-            model = specimen.build()
-            quantizer = Quantizer([*self._quantizer(specimen).passes, _Failing()])
-            self._run_into(model, quantizer, f"a failed run on {specimen}", inplace=True)
+            with _told(specimen):
+                model = specimen.build()
+                quantizer = Quantizer([*self._quantizer(specimen).passes, _Failing()])
+                self._run_into(model, quantizer, f"a failed run on {specimen}", inplace=True)
 
     def test_it_leaves_the_model_alone_when_the_model_fails(self) -> None:
         """A pass that calls the model cleans up behind a forward that raises: hooks, flags, buffers."""
         for specimen in self._specimens():
-            model = specimen.build()
-            model.register_forward_pre_hook(_Fuse(calls=2).burn)
-            self._run_into(model, self._quantizer(specimen), f"a forward of {specimen} that failed", inplace=False)
+            with _told(specimen):
+                model = specimen.build()
+                model.register_forward_pre_hook(_Fuse(calls=2).burn)
+                self._run_into(model, self._quantizer(specimen), f"a forward of {specimen} that failed", inplace=False)
 
     def test_it_can_be_used_again(self) -> None:
         """One pass for several models: the first is quantized again as it was the first time; nothing stays in it."""
         quantizers = [(specimen, self._quantizer(specimen)) for specimen in self._specimens()]
         before = _state(self._pass)
-        first = [_result(quantizer, specimen.build()) for specimen, quantizer in quantizers]
-        again = [_result(quantizer, specimen.build()) for specimen, quantizer in quantizers]
+        first, again = _results(quantizers), _results(quantizers)
         for (specimen, _), one, other in zip(quantizers, first, again, strict=True):
             broken = f"the pass {self._pass!r} gives another result for {specimen} the second time."
             require(_same(one, other), broken, f"{_NOTHING_STAYS}; seed what is random")
@@ -123,20 +127,22 @@ class PassConformance(Conformance):
     def test_in_place_gives_the_same(self) -> None:
         """A model that is changed in place becomes what the copy would have been."""
         for specimen in self._specimens():
-            quantizer, model = self._quantizer(specimen), specimen.build()
-            copied = _result(quantizer, copy.deepcopy(model))
-            with warnings.catch_warnings(action="ignore"):
-                changed = quantizer.run(model, inplace=True)
-            broken = f"the pass {self._pass!r} gives another result for {specimen} in place."
-            require(changed.model is model and _same(copied, changed), broken, _LEAVE_ALONE)
+            with _told(specimen):
+                quantizer, model = self._quantizer(specimen), specimen.build()
+                copied = _result(quantizer, copy.deepcopy(model))
+                with warnings.catch_warnings(action="ignore"):
+                    changed = quantizer.run(model, inplace=True)
+                broken = f"the pass {self._pass!r} gives another result for {specimen} in place."
+                require(changed.model is model and _same(copied, changed), broken, _LEAVE_ALONE)
 
     def test_findings_can_be_acted_on(self) -> None:
         """Each has a stable code, a severity, a message, what to do about it, and a layer that there is."""
         for specimen in self._specimens():
-            report = _result(self._quantizer(specimen), specimen.build()).report
-            for finding in report.findings:
-                names = [record.layer for record in report.layers]
-                check_finding(finding, names, f"the pipeline of the pass {self._pass!r}")
+            with _told(specimen):
+                report = _result(self._quantizer(specimen), specimen.build()).report
+                for finding in report.findings:
+                    names = [record.layer for record in report.layers]
+                    check_finding(finding, names, f"the pipeline of the pass {self._pass!r}")
 
     @property
     def _pass(self) -> Pass:
@@ -163,6 +169,16 @@ class PassConformance(Conformance):
     def _require_unchanged(self, model: nn.Module, state: ModelState, what: str) -> None:
         found = state.differences(model)
         require(not found, f"{what} with the pass {self._pass!r} changed the model: {', '.join(found)}.", _LEAVE_ALONE)
+
+
+@contextmanager
+def _told(specimen: Specimen) -> Iterator[None]:
+    """Say on which model a test failed, whoever raises."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"on the suite's model {specimen.name!r}")
+        raise
 
 
 class _DeliberateError(Exception):
@@ -201,6 +217,14 @@ def _batches(specimen: Specimen) -> list[Any]:
 def _result(quantizer: Quantizer, model: nn.Module) -> QuantResult:
     with warnings.catch_warnings(action="ignore"):  # a gate may warn, and is meant to
         return quantizer.run(model)
+
+
+def _results(quantizers: Sequence[tuple[Specimen, Quantizer]]) -> list[QuantResult]:
+    results = []
+    for specimen, quantizer in quantizers:
+        with _told(specimen):
+            results.append(_result(quantizer, specimen.build()))
+    return results
 
 
 def _same(one: QuantResult, other: QuantResult) -> bool:
