@@ -154,10 +154,11 @@ def test_new_and_lost_layers_are_told_and_float_ones_are_not() -> None:
     past = report_of(named("a"), named("old"), attrs.evolve(KEPT, layer="old-norm"))
     present = report_of(named("a"), named("new", shape=(8, 8)), attrs.evolve(KEPT, layer="new-norm"))
     findings = judged(past, present)
-    expected = {"layer-gone": ["old"], "layer-new": ["new"], "compared": [None], "size-compared": [None]}
+    expected = {"layer-gone": [None], "layer-new": ["new"], "compared": [None], "size-compared": [None]}
     assert by_code(findings) == expected
     assert [finding.severity for finding in findings] == sorted((item.severity for item in findings), reverse=True)
     assert "Perhaps" not in "".join(map(str, findings))
+    assert "Layer 'old' of the baseline is gone" in "".join(map(str, findings))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,8 @@ def test_renamed_layers_are_guessed_and_never_compared(past: list[str], present:
     """The guess is told where one new layer of the same kind and shape stands out."""
     findings = judged(report_of(*map(named, past)), report_of(*(named(name, weight_sqnr_db=1.0) for name in present)))
     codes = by_code(findings)
-    assert codes["layer-gone"] == past
+    assert codes["layer-gone"] == [None] * len(past)
+    assert all(f"Layer {name!r} of the baseline is gone" in "".join(map(str, findings)) for name in past)
     assert codes["layer-new"] == present
     assert "regression" not in codes
     told = [finding.message.partition("Perhaps it is called ")[2] for finding in findings]

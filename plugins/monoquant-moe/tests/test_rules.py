@@ -9,6 +9,7 @@ import monoquant as mq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monoquant.testing import SkipRuleConformance
 from monoquant.testing.strategies import layers
 from torch import nn
 
@@ -25,6 +26,10 @@ def linear(name: str, shape: tuple[int, int], *containers: str) -> mq.Layer:
     kinds = [*["Model"] * (len(names) - len(containers)), *containers]
     ancestors = [mq.Ancestor(inner, type(kind, (nn.Module,), {})) for inner, kind in zip(names, kinds, strict=True)]
     return mq.Layer(name, nn.Linear, shape, ancestors=tuple(ancestors))
+
+
+class TestContract(SkipRuleConformance):
+    rule = RouterRule()
 
 
 ROUTERS = {

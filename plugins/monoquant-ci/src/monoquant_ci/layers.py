@@ -164,7 +164,8 @@ def _missing(record: LayerReport, lost: Sequence[LayerReport], added: Sequence[L
     guess = _new_name(record, lost, added)
     if guess is not None:
         message += f" Perhaps it is called {guess.name!r} now, which has its kind and shape."
-    return _finding("layer-gone", Severity.WARNING, message, record, NEW_BASELINE)
+    # It is no layer of this model, so that the finding concerns the whole.
+    return _finding("layer-gone", Severity.WARNING, message, None, NEW_BASELINE)
 
 
 def _new_name(record: LayerReport, lost: Sequence[LayerReport], added: Sequence[LayerReport]) -> LayerReport | None:
