@@ -5,7 +5,8 @@ Changes are seen where that is cheap: which objects the context holds, and wheth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -129,7 +130,7 @@ def _refusal(field: attrs.Attribute[Any], kinds: set[str], phase: str) -> str:
 def _shallow(value: Any) -> Any:
     """The objects that a container holds now, those of lists in dicts included."""
     if isinstance(value, dict):
-        lists = any(isinstance(item, list) for item in value.values())
+        lists = isinstance(next(iter(value.values()), None), list)  # the values of a field are all of one kind
         return {key: tuple(item) for key, item in value.items()} if lists else dict(value)
     if isinstance(value, list):
         return tuple(value)
@@ -141,10 +142,15 @@ def _same(one: Any, other: Any) -> bool:
     if one is other:
         return True
     if isinstance(one, dict) and isinstance(other, dict):
-        return list(one) == list(other) and all(map(_same, one.values(), other.values()))
+        return list(one) == list(other) and _all_same(one.values(), other.values())
     if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and _all_same(one, other)
     return isinstance(one, (bool, str, int, frozenset)) and bool(one == other)
+
+
+def _all_same(some: Collection[Any], others: Collection[Any]) -> bool:
+    # Nearly always nothing has changed, which the first comparison finds fast.
+    return all(map(operator.is_, some, others)) or all(map(_same, some, others))
 
 
 def _is_refined(before: Decision, now: Decision) -> bool:
