@@ -131,6 +131,25 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def looks_like_container(path: Path) -> bool:
+    """Whether a file begins as safetensors files do: with the length of a header, which begins with a brace.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileError: When it does not exist or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except FileNotFoundError as error:
+        raise FileError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read ({error})") from error
+    return start[7:] == b"\0{"  # no header is so long that it fills all eight bytes, and no text holds a zero
+
+
 def hash_of(name: str, tensor: Tensor) -> str:
     """SHA-256 of a tensor's name, dtype, shape and bytes.
 

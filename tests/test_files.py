@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,14 +174,45 @@ def test_json_comes_back(result: mq.QuantResult, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99}', "\ud800"])
+def test_what_a_file_holds_decides_and_not_its_name(result: mq.QuantResult, tmp_path: Path) -> None:
+    """A report and a saved model are read under any name."""
+    mq.save(result, tmp_path / "saved.safetensors", plugins=False)
+    written = {
+        "report": mq.render_report(result.report, "json", plugins=False).encode(),
+        "model": (tmp_path / "saved.safetensors").read_bytes(),
+    }
+    for name, content in itertools.product(("a", "a.JSON", "a.json", "a.safetensors"), written):
+        (tmp_path / name).write_bytes(written[content])
+        assert mq.load_report(tmp_path / name) == result.report
+
+
+DAMAGED = {
+    "": "not a report that save_report wrote as JSON, nor a model that save wrote",
+    "{": "not a report that save_report wrote as JSON, nor a model that save wrote",
+    "\ud800": "not a report that save_report wrote as JSON, nor a model that save wrote",
+    "12345678{": "not a report that save_report wrote as JSON, nor a model that save wrote",
+    "[" * 100_000: "not a report that save_report wrote as JSON, nor a model that save wrote",
+    "[]": "[] is not a stored report",
+    '{"version": 99}': "report version 99",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_report_is_refused(tmp_path: Path, text: str) -> None:
     """Named, like any damaged file."""
     (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(mq.FileError):
+    with pytest.raises(mq.FileError, match=rf"a\.json: {re.escape(DAMAGED[text])}"):
         mq.load_report(tmp_path / "a.json")
-    with pytest.raises(mq.FileError, match=r"b\.json: not a report that save_report wrote"):
-        mq.load_report(tmp_path / "b.json")
+
+
+def test_a_report_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """A file that is missing, or a folder, or a name that no file can have, is no damaged report."""
+    for name in ("b.json", "b.safetensors", "b"):
+        with pytest.raises(mq.FileError, match=rf"{name}: no such file$"):
+            mq.load_report(tmp_path / name)
+    for path in (tmp_path, "a\0b"):
+        with pytest.raises(mq.FileError, match="cannot be read"):
+            mq.load_report(path)
 
 
 def test_the_longer_end_of_a_plugin_must_be_asked_for(result: mq.QuantResult, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from monoquant.adapters.base import ModuleAdapter
-from monoquant.container import replacement
+from monoquant.container import looks_like_container, replacement
 from monoquant.errors import ConfigError, FileError, InputError, PluginError
 from monoquant.formats.base import Exporter
 from monoquant.formats.native import load_into, read_report
@@ -93,18 +93,22 @@ def load_report(path: str | os.PathLike[str]) -> QuantReport:
     """Read the report of a saved model, or one that :func:`save_report` wrote as JSON.
 
     Args:
-        path: A file written by :func:`save`, or a ``.json`` file.
+        path: A file written by :func:`save`, or by :func:`save_report` as JSON; what it holds decides, not its name.
 
     Raises:
-        FileError: When the file is damaged or of another format or version.
+        FileError: When the file is missing, damaged, or of another format or version.
     """
     file = _as_path(path)
-    if file.suffix != ".json":
+    if looks_like_container(file):
         return read_report(file)
     try:
         return QuantReport.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise FileError(f"{file}: not a report that save_report wrote ({error})") from error
+    except FileError as error:
+        raise FileError(f"{file}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(
+            f"{file}: not a report that save_report wrote as JSON, nor a model that save wrote ({error}); get it again"
+        ) from error
 
 
 def render_report(report: QuantReport, format: str | Reporter = "text", *, plugins: Plugins = True) -> str:
