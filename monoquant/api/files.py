@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from monoquant.adapters.base import ModuleAdapter
-from monoquant.container import looks_like_container, replacement
+from monoquant.container import looks_like_container, replacement, staged
 from monoquant.errors import ConfigError, FileError, InputError, PluginError
 from monoquant.formats.base import Exporter
 from monoquant.formats.native import load_into, read_report
@@ -47,7 +47,7 @@ def save(
     Raises:
         ConfigError: For a format that nobody knows, or an end that several plugins write.
         FileError: When the target cannot be written, or the format cannot hold the model.
-        PluginError: When an installed plugin is wrong.
+        PluginError: When an installed plugin is wrong, or an exporter writes nothing.
     """
     target = _as_path(path)
     if not isinstance(result, QuantResult):
@@ -55,12 +55,22 @@ def save(
         raise FileError(f"save takes the QuantResult that quantize() returned, not a {kind} (as of static_quantize())")
     manager = manager_of(plugins)
     found = _format(format, target, Exporter, manager.exporters(), manager)  # type: ignore[type-abstract]
-    try:
+    if found.origin == BUILT_IN:
         found.value.write(result, target)
+        return
+    with staged(target) as place:
+        _export(result, found, place)
+
+
+def _export(result: QuantResult, exporter: Registered[Exporter], place: Path) -> None:
+    who = f"the exporter {exporter.value.name!r} of {exporter.origin}"
+    try:
+        exporter.value.write(result, place)
     except Exception as error:
-        if found.origin != BUILT_IN:
-            error.add_note(f"raised by the exporter {found.value.name!r} of {found.origin}")
+        error.add_note(f"raised by {who}")
         raise
+    if not place.exists():
+        raise PluginError(f"{who} wrote nothing to the path that it was given: write a file or a folder there")
 
 
 def load(

@@ -41,8 +41,10 @@ class Source:
 
         Args:
             name: Of a distribution, or ``distribution:entry point``; case, ``-``, ``_`` and ``.`` make no difference.
+                Or the path of a file, written as it was given or otherwise (``./rules.py`` for ``rules.py``).
         """
-        return normalized(name) in (normalized(self.name), normalized(self.origin.name))
+        own = (normalized(self.name), normalized(self.origin.name))
+        return normalized(name) in own or normalized(Path(name).as_posix()) in own
 
 
 def label(name: str, origin: Origin) -> str:

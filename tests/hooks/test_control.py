@@ -391,3 +391,11 @@ def test_a_plugin_name_is_a_text(name: object) -> None:
     """Or it is left out."""
     with pytest.raises(mq.ConfigError, match=r"^plugin Named: plugin_name=.*; give a text, or leave it out$"):
         mq.PluginManager([Named(name, "0")], discover=False)
+
+
+def test_a_file_is_blocked_as_it_was_given(rules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same text means the same file in both places."""
+    monkeypatch.chdir(rules.parent)
+    given = f"./{rules.name}"
+    manager = mq.PluginManager([given], discover=False, block=[given])
+    assert (manager.plugins, [origin.name for origin in manager.blocked]) == ((), [rules.name])
