@@ -186,7 +186,8 @@ def _bound(step: Step, registry: Registry) -> Step:
     try:
         bound: object = step.value.bound(registry)
     except Exception as error:
-        error.add_note(f"in {who}")
+        if step.origin != CALLER or not isinstance(error, ConfigError):  # the caller's own settings need no address
+            error.add_note(f"in {who}")
         raise
     if not isinstance(bound, Pass):
         raise PassError(f"{who} returned {bound!r}: return self, or another pass in its place")

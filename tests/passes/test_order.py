@@ -239,3 +239,6 @@ def test_who_raises_while_names_are_looked_up_is_told() -> None:
     with pytest.raises(KeyError, match="lost") as caught:
         mq.Quantizer([*BASE, Unbound()])
     assert caught.value.__notes__ == ["in Unbound.bound"]
+    with pytest.raises(mq.ConfigError, match="algorithm='unknown'") as refused:
+        mq.Quantizer([mq.SkipSelectionPass(), mq.Int4PackPass(algorithm="unknown")])
+    assert not hasattr(refused.value, "__notes__")
