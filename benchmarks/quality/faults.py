@@ -1,6 +1,6 @@
 """Plant faults into packed layers of MiniLM, and see which check names them.
 
-Run ``python benchmarks/quality/faults.py``. A fault comes after packing, as one by a faulty pass or faulty memory would.
+Run ``python benchmarks/quality/faults.py``. A fault comes after packing, as that of a faulty pass or of faulty memory.
 Each is planted twice: as it is, where the digest of the codes gives it away (`codes-differ`), and with the digest taken
 again afterwards, as if the algorithm itself had made the mistake: then what was measured must show it
 (`sqnr-critical`).
