@@ -81,7 +81,7 @@ def test_embeddings_that_compute_in_float_are_told(case: Case) -> None:
 
 
 def test_every_measured_layer_output_keeps_most_of_its_signal(case: Case) -> None:
-    """All 40 packed layers are measured, on real tokens only, and none is worse; ranges that are fixed cost a little."""
+    """All 40 packed layers are measured, on real tokens only, and none is worse; fixed ranges cost a little."""
     outputs = {r.name: r.output_sqnr_db for r in case.result.report.by_action(mq.Action.QUANTIZE)}
     worst = min(outputs, key=lambda name: outputs[name] or 0.0)
     how = case.activations or "weight-only"
