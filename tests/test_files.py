@@ -243,3 +243,13 @@ def test_ends_that_are_no_tuple_are_refused(result: mq.QuantResult, tmp_path: Pa
 def test_formats_read_as_their_classes() -> None:
     """In errors and traces."""
     assert (repr(Own()), repr(Lines())) == ("Own()", "Lines()")
+
+
+def test_reports_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    """A missing file is not a wrong one, case does not matter, and no nesting is too deep to be refused."""
+    with pytest.raises(mq.FileError, match=r"missing\.json: cannot be read \(No such file"):
+        mq.load_report(tmp_path / "missing.json")
+    deep = tmp_path / "deep.JSON"
+    deep.write_text("[" * 200_000)
+    with pytest.raises(mq.FileError, match=r"deep\.JSON: not a report that save_report wrote"):
+        mq.load_report(deep)

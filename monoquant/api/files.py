@@ -96,14 +96,16 @@ def load_report(path: str | os.PathLike[str]) -> QuantReport:
         path: A file written by :func:`save`, or a ``.json`` file.
 
     Raises:
-        FileError: When the file is damaged or of another format or version.
+        FileError: When the file cannot be read, or is damaged or of another format or version.
     """
     file = _as_path(path)
-    if file.suffix != ".json":
+    if file.suffix.lower() != ".json":
         return read_report(file)
     try:
         return QuantReport.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise FileError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{file}: not a report that save_report wrote ({error})") from error
 
 
