@@ -176,10 +176,8 @@ def test_json_comes_back(result: mq.QuantResult, tmp_path: Path) -> None:
 def test_a_damaged_report_is_refused(tmp_path: Path, text: str) -> None:
     """Named, like any damaged file."""
     (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(mq.FileError):
+    with pytest.raises(mq.FileError, match=r"a\.json: not a report that save_report wrote|report version 99"):
         mq.load_report(tmp_path / "a.json")
-    with pytest.raises(mq.FileError, match=r"b\.json: not a report that save_report wrote"):
-        mq.load_report(tmp_path / "b.json")
 
 
 def test_the_longer_end_of_a_plugin_must_be_asked_for(result: mq.QuantResult, tmp_path: Path) -> None:
