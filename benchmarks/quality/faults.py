@@ -1,15 +1,15 @@
 """Plant faults into packed layers of MiniLM, and see which check names them.
 
-Run ``python benchmarks/quality/faults.py``. A fault stands between packing and validation, as one by a faulty pass or
-faulty memory would. Each is planted twice: as it is, where the digest of the codes gives it away (`codes-differ`), and
-with the digest taken again afterwards, as if the algorithm itself had made the mistake: then what was measured must
-show it (`sqnr-critical`).
+Run ``python benchmarks/quality/faults.py``. A fault comes after packing, as that of a faulty pass or of faulty memory.
+Each is planted twice: as it is, where the digest of the codes gives it away (`codes-differ`), and with the digest taken
+again afterwards, as if the algorithm itself had made the mistake: then what was measured must show it
+(`sqnr-critical`).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -51,23 +51,24 @@ FAULTS: dict[str, Fault] = {
 
 
 @attrs.frozen
-class FaultPass(mq.Pass):
-    """Break the packed weights of some layers.
+class FaultyPackPass(mq.Int4PackPass):
+    """Pack, and break the packed weights of some layers.
 
     Args:
-        fault: Changes a packed weight in place.
+        fault: Changes a packed weight in place; None for no fault.
         layers: Which; all if empty.
         hidden: Whether the digests are taken again, so that they cannot tell.
     """
 
-    fault: Fault
+    fault: Fault | None = None
     layers: tuple[str, ...] = ()
     hidden: bool = False
 
-    follows = (mq.PackPass,)
-
     def run(self, context: mq.QuantContext) -> None:
-        """Break them."""
+        """Pack and break them."""
+        super().run(context)
+        if self.fault is None:
+            return
         for name in self.layers or tuple(context.packed):
             packed = context.packed[name]
             for weight in packed.weights.values():
@@ -77,13 +78,12 @@ class FaultPass(mq.Pass):
                 context.packed[name] = attrs.evolve(packed, digests=digests)
 
 
-def report_of(data: list[Any], algorithm: str, faults: Iterable[FaultPass] = ()) -> mq.QuantReport:
-    """The report of a run with faults in it; MiniLM, groups of 128, nothing raised."""
+def report_of(data: list[Any], algorithm: str, **faults: Any) -> mq.QuantReport:
+    """The report of a run with faults in it, if any; MiniLM, groups of 128, nothing raised."""
     passes = [
         mq.SkipSelectionPass.from_options(),
         mq.CalibrationPass(data, num_samples=sum(len(batch["input_ids"]) for batch in data)),
-        mq.Int4PackPass(group_size=128, algorithm=algorithm),
-        *faults,
+        FaultyPackPass(group_size=128, algorithm=algorithm, **faults),
         mq.ValidationPass(on_failure="warn"),
         mq.AccuracyWarningPass(on_failure="ignore"),
     ]
@@ -111,10 +111,10 @@ def _decibels(value: float | None) -> str:
 
 def line(data: list[Any], algorithm: str, name: str, hidden: bool) -> str:
     """What a fault in one layer is named by, and how many layers are named when it is in each of them."""
-    report = report_of(data, algorithm, [FaultPass(FAULTS[name], (LAYER,), hidden)])
+    report = report_of(data, algorithm, fault=FAULTS[name], layers=(LAYER,), hidden=hidden)
     codes = named(report)
     others = len(codes.keys() - {LAYER})
-    everywhere = report_of(data, algorithm, [FaultPass(FAULTS[name], hidden=hidden)])
+    everywhere = report_of(data, algorithm, fault=FAULTS[name], hidden=hidden)
     packed = sum(bool(one.weights) for one in everywhere.layers)
     answer = ", ".join(sorted(codes.get(LAYER, []))) or "NOTHING"
     return f"{decibels(report)}  {answer:<28} {others:>6} {len(named(everywhere)):>6} of {packed}"
