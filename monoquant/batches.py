@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from monoquant.errors import ConfigError, InputError
+from monoquant.errors import ConfigError, InputError, PluginError
 
 Forward = Callable[[nn.Module, Any], Any]
 HELD_OUT_OF = 16
@@ -253,6 +253,7 @@ def run_model(model: nn.Module, part: Part, forward: Forward | None) -> Any:
 
     Raises:
         InputError: When the model fails on it.
+        PluginError: When what observes it fails.
     """
     given = part.content
     try:
@@ -263,6 +264,8 @@ def run_model(model: nn.Module, part: Part, forward: Forward | None) -> Any:
         return model(*given) if isinstance(given, (tuple, list)) else model(given)
     except torch.OutOfMemoryError as error:
         error.add_note(f"while running {part.what} batch {part.index} ({describe(part.batch)})")
+        raise
+    except PluginError:  # of an observer: the model did not fail
         raise
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"

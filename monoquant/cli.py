@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except MonoquantError as error:
-        sys.stderr.write(f"monoquant: {error}\n")
+        told = [str(error), *getattr(error, "__notes__", ())]
+        sys.stderr.write("".join(f"monoquant: {text}\n" for text in told))
         return EXIT_FAILED
     except KeyboardInterrupt:
         sys.stderr.write("monoquant: interrupted\n")
@@ -72,7 +73,8 @@ def _listing(plugins: Sequence[PluginInfo]) -> str:
     lines = []
     for one in plugins:
         lines.append(f"{one.name} ({one.origin}): {one.status}")
-        lines += [f"    {text}" for text in (*one.hooks, *one.problem.splitlines())]
+        unknown = [f"{hook} (never called: this monoquant does not have it)" for hook in one.unknown_hooks]
+        lines += [f"    {text}" for text in (*one.hooks, *unknown, *one.problem.splitlines())]
     return "".join(f"{line}\n" for line in lines or ["no plugins"])
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import struct
 import sys
 from collections.abc import Iterator, Mapping
@@ -131,6 +132,25 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def looks_like_container(path: Path) -> bool:
+    """Whether a file begins as safetensors files do: with the length of a header, which begins with a brace.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileError: When it does not exist or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except FileNotFoundError as error:
+        raise FileError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read ({error})") from error
+    return start[7:] == b"\0{"  # no header is so long that it fills all eight bytes, and no text holds a zero
+
+
 def hash_of(name: str, tensor: Tensor) -> str:
     """SHA-256 of a tensor's name, dtype, shape and bytes.
 
@@ -180,7 +200,7 @@ def replacement(path: Path) -> Iterator[BinaryIO]:
     problem = _problem_of(path)
     if problem:
         raise FileError(f"{path}: {problem}")
-    temporary = folder / f".{_stem(path)}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+    temporary = _temporary(path)
     try:
         _remove_litter(path)
         with temporary.open("xb") as file:
@@ -195,13 +215,71 @@ def replacement(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A place to write a file or a folder to, of the same name, whose neighbours come along when all is written.
+
+    Args:
+        path: Target; replaced if it exists, kept as it was if anything fails while it is written.
+
+    Raises:
+        FileError: When the target's folder does not exist or cannot be written.
+    """
+    problem = _problem_of_folder(path)
+    if problem:
+        raise FileError(f"{path}: {problem}")
+    try:
+        _remove_litter(path)
+        stage = _temporary(path)
+        stage.mkdir()
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be written ({error}); it is as it was before") from error
+    try:
+        yield stage / path.name
+        _put_into_place(stage, path)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _put_into_place(stage: Path, path: Path) -> None:
+    # The target comes last, so that what it refers to is there.
+    written = sorted(stage.iterdir(), key=lambda one: one.name == path.name)
+    old = stage / f"{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+    old.mkdir()
+    try:
+        for one in written:
+            _take_place(one, path.parent / one.name, old / one.name)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written ({error})") from error
+    _flush_folder(path.parent)
+
+
+def _take_place(new: Path, target: Path, kept: Path) -> None:
+    is_in_the_way = target.is_dir() or (target.exists() and new.is_dir())  # files replace files only
+    if is_in_the_way:
+        target.replace(kept)
+    try:
+        new.replace(target)
+    except OSError:
+        if is_in_the_way:
+            kept.replace(target)
+        raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f".{_stem(path)}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+
+
 def _problem_of(path: Path) -> str:
     try:
-        if not path.parent.is_dir():
-            return f"the folder {path.parent} does not exist; create it first"
-        return "is a folder; give a file name" if path.is_dir() else ""
+        return _problem_of_folder(path) or ("is a folder; give a file name" if path.is_dir() else "")
     except (OSError, ValueError) as error:
         return f"cannot be written ({error}); give another name"
+
+
+def _problem_of_folder(path: Path) -> str:
+    exists = path.parent.is_dir()
+    return "" if exists else f"the folder {path.parent} does not exist; create it first"
 
 
 def _stem(path: Path) -> str:
@@ -230,7 +308,7 @@ def _remove_litter(path: Path) -> None:
     for temporary in path.parent.glob(f".{glob.escape(_stem(path))}.*{_TEMPORARY_SUFFIX}"):
         owner = temporary.name.removeprefix(f".{_stem(path)}.").partition(".")[0]
         if owner.isdigit() and not _is_alive(int(owner)):
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

@@ -296,14 +296,20 @@ class QuantContext(ModelView):
         known = self.algorithms.get(layer)
         self.algorithms[layer] = name if known in (None, name) else f"{known} and {name}"
 
-    def report(self, findings: Sequence[Finding]) -> None:
+    @property
+    def speaker(self) -> Origin:
+        """Who brought the pass that works now."""
+        return self._speaker
+
+    def report(self, findings: Sequence[Finding], speaker: Origin | None = None) -> None:
         """Add findings, each once.
 
         Args:
             findings: What a person should know.
+            speaker: Who says those that name nobody; default: who brought the pass that works now.
         """
-        signed = map(self._signed, findings)
+        signed = [self._signed(finding, speaker) for finding in findings]
         self.findings.extend(finding for finding in signed if finding not in self.findings)
 
-    def _signed(self, said: Said) -> Said:
-        return attrs.evolve(said, origin=self._speaker) if said.origin == BUILT_IN else said
+    def _signed(self, said: Said, speaker: Origin | None = None) -> Said:
+        return attrs.evolve(said, origin=speaker or self._speaker) if said.origin == BUILT_IN else said

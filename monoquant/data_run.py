@@ -57,6 +57,7 @@ class DataRun:
 
     def __init__(self, context: QuantContext, data: Batches, progress: bool | Progress) -> None:
         self._context, self._data, self._progress = context, data, progress
+        self._speaker = context.speaker  # the data may be run again while another pass works
         self._first_parts: list[Part] = []
         self.probe = GradientProbe({})
         self.fold_sites = FoldSites()
@@ -75,7 +76,7 @@ class DataRun:
             return self._once(keys, listening)
         except _CannotCutError as failure:
             self._data = self._data.left_whole(failure.batch)
-            self._context.report([_UNCUT])
+            self._context.report([_UNCUT], self._speaker)
         if listening is not None:
             listening.start_again()
         return self._once(keys, listening)
@@ -97,7 +98,7 @@ class DataRun:
             self._feed(watch, origins, [collector, *([listening] if listening else [])])
         if origins:
             self.fold_sites = origins.found()
-        context.report([*map(_padding_finding, sorted(collector.maybe_padded))])
+        context.report([*map(_padding_finding, sorted(collector.maybe_padded))], self._speaker)
         return collector.finish([one for one in weights if (one.layer, one.name) in keys])
 
     def _feed(self, watch: ProductWatch | None, origins: OriginWatch | None, listeners: list[Any]) -> None:
@@ -151,7 +152,7 @@ class DataRun:
             if origins is not None:
                 origins.forget_call()
             run()
-            self._context.report([UNWEIGHED])
+            self._context.report([UNWEIGHED], self._speaker)
             return
         collector.weigh(self.probe.row_squares)
 

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from monoquant.errors import ConfigError
+from monoquant.errors import ConfigError, MonoquantError, PluginError
 from monoquant.ranges import ObserverKind, RangeObserver
 
 O = TypeVar("O")  # noqa: E741 - the observer of a request
@@ -132,7 +132,15 @@ class InputRange(Request[RangeObserver]):
 
     def feed(self, observer: RangeObserver, call: Call) -> None:
         for rows in call.rows(self.features):
-            observer.update(rows)
+            try:
+                observer.update(rows)
+            except (MonoquantError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # it is called while the model runs, and the model is not what failed
+                raise PluginError(
+                    f"observer {self.kind.name!r} ({type(observer).__name__}) raised {type(error).__name__}: {error}; "
+                    "repair it, and call super().__init__() in an __init__ of its own"
+                ) from error
 
     def saw_something(self, observer: RangeObserver) -> bool:
         return bool(observer.count or observer.non_finite)

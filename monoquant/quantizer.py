@@ -23,7 +23,7 @@ from monoquant.report.wording import texts
 from monoquant.source import inventory
 from monoquant.stepping import Stepper
 from monoquant.summary import build_report
-from monoquant.values import Action, AnyScheme, Decision, Finding, Severity
+from monoquant.values import CALLER, Action, AnyScheme, Decision, Finding, Severity
 
 
 @attrs.frozen(eq=False)
@@ -182,9 +182,15 @@ class Quantizer:
 
 
 def _bound(step: Step, registry: Registry) -> Step:
-    bound: object = step.value.bound(registry)
+    who = f"{name_of(step.value)}.bound" + ("" if step.origin == CALLER else f" of plugin {step.origin}")
+    try:
+        bound: object = step.value.bound(registry)
+    except Exception as error:
+        if step.origin != CALLER or not isinstance(error, ConfigError):  # the caller's own settings need no address
+            error.add_note(f"in {who}")
+        raise
     if not isinstance(bound, Pass):
-        raise PassError(f"{name_of(step.value)}.bound returned {bound!r}: return self, or another pass in its place")
+        raise PassError(f"{who} returned {bound!r}: return self, or another pass in its place")
     return Registered(bound, step.origin)
 
 

@@ -12,7 +12,7 @@ from monoquant.guard import WORKING, Guard, Parameters, watchable
 from monoquant.passes.base import Pass
 from monoquant.passes.order import Step, name_of
 from monoquant.registry import PassWatcher, Registered
-from monoquant.values import BUILT_IN, CALLER
+from monoquant.values import BUILT_IN, CALLER, Origin
 
 Watchers = tuple[Registered[PassWatcher], ...]
 
@@ -29,10 +29,15 @@ class Stepper:
     steps: tuple[Step, ...]
     context: QuantContext
     _parameters: Parameters = attrs.field(init=False)
+    _watchers: Watchers = attrs.field(init=False)
 
     @_parameters.default
     def _watchable(self) -> Parameters:
         return watchable(self.context.model)
+
+    @_watchers.default
+    def _registered(self) -> Watchers:
+        return self.context.registry.watchers
 
     def each(self, phase: str) -> None:
         """Call one method of every pass.
@@ -73,8 +78,7 @@ class Stepper:
         kind = type(step.value)
         if getattr(kind, phase) is getattr(Pass, phase):
             return  # nothing was overridden, so there is nothing to call
-        # The caller's pipeline is made of built-in passes, mostly: only plugins have a name to put to what they say.
-        context.begin(BUILT_IN if step.origin == CALLER else step.origin)
+        context.begin(_speaker(step))
         before = self._guard()
         try:
             getattr(step.value, phase)(context)
@@ -109,7 +113,7 @@ class Stepper:
 
     def _failures(self, moment: str, pass_: Pass, call: Callable[[PassWatcher], object]) -> Iterator[PluginError]:
         """Tell every watcher, also when one of them fails."""
-        for watcher in self.context.registry.watchers:
+        for watcher in self._watchers:
             who = f"plugin {watcher.origin}: monoquant_{moment}_pass"
             before = self._guard()
             try:
@@ -121,3 +125,9 @@ class Stepper:
             changed = before.written_by_watcher()
             if changed:
                 yield PluginError(f"{who} changed {changed} at {name_of(pass_)}: it may look, and change nothing")
+
+
+def _speaker(step: Step) -> Origin:
+    """Who says what a pass decides and finds: a caller's pipeline is made of built-in passes, mostly."""
+    is_built_in = type(step.value).__module__.partition(".")[0] == BUILT_IN.name
+    return BUILT_IN if step.origin == CALLER and is_built_in else step.origin

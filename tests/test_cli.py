@@ -82,6 +82,29 @@ def test_plugins_are_listed(rules: str, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "no plugins\n"
 
 
+def test_a_hook_that_nothing_calls_is_listed(rules: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A misspelt optional hook would be silent otherwise."""
+    optional = "\n\n@mq.hookimpl(optionalhook=True)\ndef monoquant_register_kernels(device): ...\n"
+    Path(rules).write_text(f"{PLUGIN}{optional}")
+    assert cli.main(["plugins", "--plugin", rules]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "    monoquant_register_skip_rules",
+        "    monoquant_register_kernels (never called: this monoquant does not have it)",
+    ]
+
+
+def test_notes_of_an_error_are_told(
+    rules: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They name the plugin."""
+    Path("settings.py").write_text(PLUGIN.replace("return", "raise mq.ConfigError('GATE is not set')\n    return"))
+    monkeypatch.setattr(cli, "run_demo", lambda *_, plugins, **__: plugins.registry(mq.Scheme()))
+    assert cli.main(["demo", "--plugin", "settings.py"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "monoquant: GATE is not set"
+    assert second.startswith("monoquant: raised by monoquant_register_skip_rules of plugin settings.py")
+
+
 def test_a_broken_plugin_is_listed_and_fails_the_command(rules: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What is wrong stands below its name, beside those that work."""
     Path("broken.py").write_text("import a_package_nobody_has")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,100 @@ def test_an_exporter_that_raises_is_named(result: mq.QuantResult, tmp_path: Path
     assert caught.value.__notes__ == ["raised by the exporter 'bad' of Plugin 2.0"]
 
 
+class Sudden(mq.Exporter):
+    """Writes a file, one beside it and a folder, and may fail after that."""
+
+    name = "sudden"
+
+    def __init__(self, text: str, error: BaseException | None = None, *, folder: bool = False) -> None:
+        self.text, self.error, self.folder = text, error, folder
+
+    def write(self, result: mq.QuantResult, path: Path) -> None:
+        (path.parent / f"{path.name}.data").write_text(self.text)
+        if self.folder:
+            path.mkdir()
+            (path / "inside").write_text(self.text)
+        else:
+            path.write_text(self.text)
+        if self.error is not None:
+            raise self.error
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("error", [ValueError("full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_exporter_that_fails_ruins_nothing(
+    result: mq.QuantResult, tmp_path: Path, error: BaseException, folder: bool
+) -> None:
+    """What was there stays, and nothing is left beside it."""
+    mq.save(result, tmp_path / "a", Sudden("old", folder=folder), plugins=False)
+    before = content_of(tmp_path)
+    assert set(before.values()) == {"old"}
+    with pytest.raises(type(error)):
+        mq.save(result, tmp_path / "a", Sudden("new", error, folder=not folder), plugins=False)
+    assert content_of(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.data"]
+
+
+@pytest.mark.parametrize("then", [False, True])
+@pytest.mark.parametrize("now", [False, True])
+def test_what_an_exporter_writes_takes_the_place_of_what_was_there(
+    result: mq.QuantResult, tmp_path: Path, then: bool, now: bool
+) -> None:
+    """Files and folders of either kind, those beside the target included, and others are left alone."""
+    (tmp_path / "other").write_text("mine")
+    mq.save(result, tmp_path / "a", Sudden("old", folder=then), plugins=False)
+    mq.save(result, tmp_path / "a", Sudden("new", folder=now), plugins=False)
+    written = "a/inside" if now else "a"
+    assert content_of(tmp_path) == {written: "new", "a.data": "new", "other": "mine"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.data", "other"]
+
+
+def test_a_folder_that_cannot_be_replaced_is_put_back(
+    result: mq.QuantResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was moved out of the way, and nothing came."""
+    mq.save(result, tmp_path / "a", Sudden("old", folder=True), plugins=False)
+    before, replace = content_of(tmp_path), Path.replace
+
+    def refuse(source: Path, target: Path) -> Path:
+        if target == tmp_path / "a" and "new" in content_of(source).values():
+            raise PermissionError("locked")
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(mq.FileError, match=r"a: cannot be written \(locked\)"):
+        mq.save(result, tmp_path / "a", Sudden("new", folder=True), plugins=False)
+    assert content_of(tmp_path)["a/inside"] == before["a/inside"] == "old"
+
+
+class Lazy(mq.Exporter):
+    """Forgets to write."""
+
+    name = "lazy"
+
+    def write(self, result: mq.QuantResult, path: Path) -> None: ...
+
+
+def test_an_exporter_that_writes_nothing_is_told(result: mq.QuantResult, tmp_path: Path) -> None:
+    """Nobody believes that there is a file; one that was there stays."""
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(mq.PluginError, match=r"^the exporter 'lazy' of Plugin 2\.0 wrote nothing to the path"):
+        mq.save(result, tmp_path / "a", "lazy", plugins=manager([Lazy()]))
+    assert content_of(tmp_path) == {"a": "old"}
+
+
+def test_an_exporter_needs_a_folder(result: mq.QuantResult, tmp_path: Path) -> None:
+    """One that can be written."""
+    with pytest.raises(mq.FileError, match="no does not exist; create it first"):
+        mq.save(result, tmp_path / "no" / "a", Own(), plugins=False)
+    with pytest.raises(mq.FileError, match=r"cannot be written .*; it is as it was before"):
+        mq.save(result, "a\0b", Own(), plugins=False)
+
+
 def test_what_is_saved_must_be_a_result(result: mq.QuantResult, tmp_path: Path) -> None:
     """Whatever the format."""
     with pytest.raises(mq.FileError, match="save takes the QuantResult that quantize"):
@@ -172,12 +268,45 @@ def test_json_comes_back(result: mq.QuantResult, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99}', "\ud800"])
+def test_what_a_file_holds_decides_and_not_its_name(result: mq.QuantResult, tmp_path: Path) -> None:
+    """A report and a saved model are read under any name."""
+    mq.save(result, tmp_path / "saved.safetensors", plugins=False)
+    written = {
+        "report": mq.render_report(result.report, "json", plugins=False).encode(),
+        "model": (tmp_path / "saved.safetensors").read_bytes(),
+    }
+    for name, content in itertools.product(("a", "a.JSON", "a.json", "a.safetensors"), written):
+        (tmp_path / name).write_bytes(written[content])
+        assert mq.load_report(tmp_path / name) == result.report
+
+
+DAMAGED = {
+    "": "not a report that save_report wrote as JSON, nor a model that save wrote",
+    "{": "not a report that save_report wrote as JSON, nor a model that save wrote",
+    "\ud800": "not a report that save_report wrote as JSON, nor a model that save wrote",
+    "12345678{": "not a report that save_report wrote as JSON, nor a model that save wrote",
+    "[" * 100_000: "not a report that save_report wrote as JSON, nor a model that save wrote",
+    "[]": "[] is not a stored report",
+    '{"version": 99}': "report version 99",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_report_is_refused(tmp_path: Path, text: str) -> None:
     """Named, like any damaged file."""
     (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(mq.FileError, match=r"a\.json: not a report that save_report wrote|report version 99"):
+    with pytest.raises(mq.FileError, match=rf"a\.json: {re.escape(DAMAGED[text])}"):
         mq.load_report(tmp_path / "a.json")
+
+
+def test_a_report_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """A file that is missing, or a folder, or a name that no file can have, is no damaged report."""
+    for name in ("b.json", "b.safetensors", "b"):
+        with pytest.raises(mq.FileError, match=rf"{name}: no such file$"):
+            mq.load_report(tmp_path / name)
+    for path in (tmp_path, "a\0b"):
+        with pytest.raises(mq.FileError, match="cannot be read"):
+            mq.load_report(path)
 
 
 def test_the_longer_end_of_a_plugin_must_be_asked_for(result: mq.QuantResult, tmp_path: Path) -> None:
@@ -241,13 +370,3 @@ def test_ends_that_are_no_tuple_are_refused(result: mq.QuantResult, tmp_path: Pa
 def test_formats_read_as_their_classes() -> None:
     """In errors and traces."""
     assert (repr(Own()), repr(Lines())) == ("Own()", "Lines()")
-
-
-def test_reports_that_cannot_be_read_are_told(tmp_path: Path) -> None:
-    """A missing file is not a wrong one, case does not matter, and no nesting is too deep to be refused."""
-    with pytest.raises(mq.FileError, match=r"missing\.json: cannot be read \(No such file"):
-        mq.load_report(tmp_path / "missing.json")
-    deep = tmp_path / "deep.JSON"
-    deep.write_text("[" * 200_000)
-    with pytest.raises(mq.FileError, match=r"deep\.JSON: not a report that save_report wrote"):
-        mq.load_report(deep)

@@ -171,3 +171,35 @@ def test_watchers_are_told_in_the_order_of_names() -> None:
 
 def _append(seen: list[str], name: str, _pass: mq.Pass, _context: mq.QuantContext) -> None:
     seen.append(name)
+
+
+class Outspoken(mq.Pass):
+    """Decides and finds."""
+
+    follows = (mq.SkipSelectionPass,)
+
+    def plan(self, context: mq.QuantContext) -> None:
+        context.decide(mq.Decision("0", mq.Action.SKIP, "mine"))
+
+    def run(self, context: mq.QuantContext) -> None:
+        context.report([mq.Finding("seen", mq.Severity.INFO, "Seen.")])
+
+
+def test_a_pass_that_the_caller_wrote_speaks_for_the_caller() -> None:
+    """And not for monoquant, which says what its own passes in the same pipeline decide and find."""
+    passes = [mq.SkipSelectionPass(), Outspoken(), mq.Int4PackPass()]
+    report = mq.Quantizer(passes).run(build()).report
+    assert [(record.layer, record.origin.name) for record in report.layers] == [("0", "caller"), ("2", "monoquant")]
+    assert [(finding.code, finding.origin.name) for finding in report.findings] == [("seen", "caller")]
+
+
+def test_a_watcher_that_takes_the_registry_away_is_refused_too() -> None:
+    """All watchers are still told."""
+    seen: list[str] = []
+
+    def take(_: mq.Pass, context: mq.QuantContext) -> None:
+        context.registry = None  # type: ignore[assignment]
+
+    with pytest.raises(mq.PluginError, match=r"plugin Taker: monoquant_before_pass changed context\.registry"):
+        quantizer(plugin("Taker", take), plugin("Witness", lambda pass_, _: seen.append(str(pass_)))).run(build())
+    assert len(seen) == 1

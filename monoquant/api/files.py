@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from monoquant.adapters.base import ModuleAdapter
-from monoquant.container import replacement
+from monoquant.container import looks_like_container, replacement, staged
 from monoquant.errors import ConfigError, FileError, InputError, PluginError
 from monoquant.formats.base import Exporter
 from monoquant.formats.native import load_into, read_report
@@ -47,7 +47,7 @@ def save(
     Raises:
         ConfigError: For a format that nobody knows, or an end that several plugins write.
         FileError: When the target cannot be written, or the format cannot hold the model.
-        PluginError: When an installed plugin is wrong.
+        PluginError: When an installed plugin is wrong, or an exporter writes nothing.
     """
     target = _as_path(path)
     if not isinstance(result, QuantResult):
@@ -55,12 +55,22 @@ def save(
         raise FileError(f"save takes the QuantResult that quantize() returned, not a {kind} (as of static_quantize())")
     manager = manager_of(plugins)
     found = _format(format, target, Exporter, manager.exporters(), manager)  # type: ignore[type-abstract]
-    try:
+    if found.origin == BUILT_IN:
         found.value.write(result, target)
+        return
+    with staged(target) as place:
+        _export(result, found, place)
+
+
+def _export(result: QuantResult, exporter: Registered[Exporter], place: Path) -> None:
+    who = f"the exporter {exporter.value.name!r} of {exporter.origin}"
+    try:
+        exporter.value.write(result, place)
     except Exception as error:
-        if found.origin != BUILT_IN:
-            error.add_note(f"raised by the exporter {found.value.name!r} of {found.origin}")
+        error.add_note(f"raised by {who}")
         raise
+    if not place.exists():
+        raise PluginError(f"{who} wrote nothing to the path that it was given: write a file or a folder there")
 
 
 def load(
@@ -93,20 +103,24 @@ def load_report(path: str | os.PathLike[str]) -> QuantReport:
     """Read the report of a saved model, or one that :func:`save_report` wrote as JSON.
 
     Args:
-        path: A file written by :func:`save`, or a ``.json`` file.
+        path: A file written by :func:`save`, or by :func:`save_report` as JSON; what it holds decides, not its name.
 
     Raises:
-        FileError: When the file cannot be read, or is damaged or of another format or version.
+        FileError: When the file is missing, damaged, or of another format or version.
     """
     file = _as_path(path)
-    if file.suffix.lower() != ".json":
+    if looks_like_container(file):
         return read_report(file)
     try:
         return QuantReport.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileError as error:
+        raise FileError(f"{file}: {error}") from error
     except OSError as error:
-        raise FileError(f"{file}: cannot be read ({error.strerror or error})") from error
+        raise FileError(f"{file}: cannot be read ({error.strerror or error}); correct the path") from error
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{file}: not a report that save_report wrote ({error})") from error
+        raise FileError(
+            f"{file}: not a report that save_report wrote as JSON, nor a model that save wrote ({error}); get it again"
+        ) from error
 
 
 def render_report(report: QuantReport, format: str | Reporter = "text", *, plugins: Plugins = True) -> str:

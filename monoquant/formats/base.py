@@ -19,11 +19,15 @@ class Exporter(abc.ABC):
 
     @abc.abstractmethod
     def write(self, result: QuantResult, path: Path) -> None:
-        """Write a quantized model, completely or not at all.
+        """Write a quantized model.
+
+        ``save`` gives the exporter of a plugin or a caller a path of the right name in a new, empty folder. What is
+        written there, files beside the path included, is moved into place when all has been written; where that fails,
+        what was there stays as it was.
 
         Args:
             result: What quantize() or a Quantizer returned; not to be changed.
-            path: Target, a file or a folder as the format has it; what is there already is replaced.
+            path: Where to write, a file or a folder as the format has it.
 
         Raises:
             FileError: When it cannot be written, or the format cannot hold the model; the message says what to do.

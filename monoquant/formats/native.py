@@ -112,7 +112,7 @@ def _parse(path: Path, metadata: dict[str, str]) -> _Stored:
             if record.scheme is not None
         }
         return _Stored(report, _texts(metadata["aliases"]), packed)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(f"{path}: its metadata cannot be read ({error})") from error
 
 

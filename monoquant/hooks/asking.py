@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from monoquant.errors import PluginError
+from monoquant.errors import ConfigError, FileError, PluginError
 from monoquant.hooks.control import Trace, shown
 from monoquant.values import Origin
 
@@ -50,11 +50,15 @@ class Plugin:
 
         Raises:
             PluginError: When it raises, or returns anything else.
+            ConfigError: When it says so of its settings; a note names it. FileError is left alone in the same way.
         """
         try:
             return self.call(hook, arguments, trace, lambda answer: _members(answer, kind))
         except _WrongAnswerError as error:
             raise PluginError(f"{self.label}: {hook} {error}; return instances of {kind.__name__} in a list") from None
+        except (ConfigError, FileError) as error:  # its user's mistake, and no defect of the plugin
+            error.add_note(f"raised by {hook} of {self.label}: correct what it names, or block the plugin")
+            raise
         except Exception as error:
             raise PluginError(
                 f"{self.label}: {hook} raised {type(error).__name__}: {error}; repair or block it"

@@ -41,8 +41,10 @@ class Source:
 
         Args:
             name: Of a distribution, or ``distribution:entry point``; case, ``-``, ``_`` and ``.`` make no difference.
+                Or the path of a file, written as it was given or otherwise (``./rules.py`` for ``rules.py``).
         """
-        return normalized(name) in (normalized(self.name), normalized(self.origin.name))
+        own = (normalized(self.name), normalized(self.origin.name))
+        return normalized(name) in own or normalized(Path(name).as_posix()) in own
 
 
 def label(name: str, origin: Origin) -> str:
@@ -76,14 +78,18 @@ def given(plugin: Any) -> Source:
     """A plugin that the caller names or has.
 
     Args:
-        plugin: Path of a ``.py`` file, a module, or an object with marked methods.
+        plugin: Path of a ``.py`` file, a module, or an object with marked methods. What it is called is its
+            ``plugin_name``; default: the name of the module or class.
 
     Raises:
-        ConfigError: For other texts.
+        ConfigError: For other texts, or a ``plugin_name`` that is no name.
     """
     if isinstance(plugin, (str, os.PathLike)):
         return _from_file(Path(plugin))
-    name = plugin.__name__ if isinstance(plugin, (ModuleType, type)) else type(plugin).__name__
+    kind = plugin if isinstance(plugin, (ModuleType, type)) else type(plugin)
+    name = getattr(plugin, "plugin_name", kind.__name__)
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"plugin {kind.__name__}: plugin_name={name!r}; give a text, or leave it out")
     found = getattr(plugin, "__version__", None)
     return Source(name, Origin(name, found if isinstance(found, str) else None), lambda: plugin)
 

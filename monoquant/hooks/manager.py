@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 import attrs
@@ -12,11 +12,11 @@ import pluggy
 from monoquant.adapters.base import ModuleAdapter
 from monoquant.algorithms.base import WeightAlgorithm
 from monoquant.checks import WarningCheck
-from monoquant.errors import ConfigError, PluginError, require_flag
+from monoquant.errors import ConfigError, FileError, MonoquantError, PluginError, require_flag
 from monoquant.formats.base import Exporter
 from monoquant.hooks import builtin, control, loading, specs
 from monoquant.hooks.asking import Plugin
-from monoquant.hooks.verifying import hooks_of, problems_of
+from monoquant.hooks.verifying import hooks_of, problems_of, unknown_hooks_of
 from monoquant.passes.base import Pass
 from monoquant.ranges import ObserverKind
 from monoquant.registry import (
@@ -63,6 +63,7 @@ class PluginInfo:
         status: ``"active"``, ``"blocked"`` (it was not imported) or ``"broken"``.
         hooks: Hooks that it implements; empty unless they could be read.
         problem: Why it is broken, and what to do; empty unless it is.
+        unknown_hooks: Optional hooks that it implements and this monoquant does not have, so that nothing calls them.
     """
 
     name: str
@@ -70,6 +71,7 @@ class PluginInfo:
     status: Literal["active", "blocked", "broken"]
     hooks: tuple[str, ...] = ()
     problem: str = ""
+    unknown_hooks: tuple[str, ...] = ()
 
 
 class PluginManager:
@@ -151,7 +153,10 @@ class PluginManager:
         name = origin.name if name is None else name
         who = loading.label(name, origin)
         if name in self._plugins:
-            raise PluginError(f"{who}: another plugin is called {name!r} already; remove one of them")
+            raise PluginError(
+                f"{who}: another plugin is called {name!r} already; remove one of them, or give an object "
+                "a plugin_name of its own"
+            )
         twin = self._manager.get_name(plugin)
         if twin is not None:
             raise PluginError(f"{who}: it is already registered as {twin!r}; remove one of them")
@@ -198,20 +203,27 @@ class PluginManager:
         entries: dict[str, list[Registered[Any]]] = {hook: [] for hook in _KINDS}
         for name, plugin in self._plugins.items():
             for hook in _KINDS:
-                errors: list[PluginError] = []
+                errors: list[MonoquantError] = []
                 entries[hook] += self._collect(hook, errors, [plugin], scheme=Scheme())
-                problems[name] += map(str, errors)
+                problems[name] += map(_told, errors)
         for text, origins in itertools.chain(*(_name_problems(hook, entries[hook]) for hook in _KINDS)):
             for name, plugin in self._plugins.items():
                 problems[name] += [text] if plugin.origin in origins else []
         active = [
-            _active(name, plugin, problems[name]) for name, plugin in self._plugins.items() if name != BUILT_IN.name
+            self._active(name, plugin, problems[name])
+            for name, plugin in self._plugins.items()
+            if name != BUILT_IN.name
         ]
         blocked = [PluginInfo(source.name, source.origin, "blocked") for source in self._blocked]
         broken = [
             PluginInfo(source.name, source.origin, "broken", problem=str(error)) for source, error in self._broken
         ]
         return tuple(sorted([*active, *blocked, *broken], key=lambda info: info.name))
+
+    def _active(self, name: str, plugin: Plugin, problems: list[str]) -> PluginInfo:
+        status: Literal["active", "broken"] = "broken" if problems else "active"
+        unknown = tuple(unknown_hooks_of(self._manager.get_plugin(name)))
+        return PluginInfo(name, plugin.origin, status, tuple(plugin.hooks), "; ".join(problems), unknown)
 
     def registry(self, scheme: AnyScheme) -> Registry:
         """Ask every plugin, once, for what it contributes to a run.
@@ -226,6 +238,7 @@ class PluginManager:
         Raises:
             PluginError: When hooks raise or return something else than instances of the right class, or names clash;
                 tells of all plugins concerned.
+            ConfigError: When nothing is wrong but the settings of one plugin, and it says so; or its FileError.
         """
         hooks = (_RULES, _CHECKS, _ADAPTERS, _ALGORITHMS, _OBSERVERS, _PASSES)
         found = self._ask(hooks, scheme=scheme)
@@ -270,14 +283,14 @@ class PluginManager:
         return [self._plugins[name] for name in sorted(self._plugins)]
 
     def _ask(self, hooks: Iterable[str], **arguments: Any) -> dict[str, tuple[Registered[Any], ...]]:
-        problems: list[PluginError] = []
+        problems: list[MonoquantError] = []
         found = {hook: self._collect(hook, problems, self._in_order(), **arguments) for hook in hooks}
         problems += [PluginError(text) for hook in found for text, _ in _name_problems(hook, found[hook])]
         _raise_together(problems)
         return found
 
     def _collect(
-        self, hook: str, problems: list[PluginError], plugins: Iterable[Plugin], **offered: Any
+        self, hook: str, problems: list[MonoquantError], plugins: Iterable[Plugin], **offered: Any
     ) -> tuple[Registered[Any], ...]:
         # Asked one by one and not through pluggy's hook, which merges the answers of all and stops at the first error.
         arguments = {name: offered[name] for name in specs.arguments_of(hook)}
@@ -286,7 +299,7 @@ class PluginManager:
             if hook in plugin.hooks:
                 try:
                     members: list[Any] = plugin.members(hook, _KINDS[hook], arguments, self._trace)
-                except PluginError as error:
+                except (ConfigError, FileError, PluginError) as error:
                     problems.append(error)
                 else:
                     found += [Registered(member, plugin.origin) for member in members]
@@ -310,11 +323,6 @@ class PluginManager:
         return tell
 
 
-def _active(name: str, plugin: Plugin, problems: list[str]) -> PluginInfo:
-    status: Literal["active", "broken"] = "broken" if problems else "active"
-    return PluginInfo(name, plugin.origin, status, tuple(plugin.hooks), "; ".join(problems))
-
-
 def _name_problems(hook: str, entries: Iterable[Registered[Any]]) -> list[tuple[str, tuple[Origin, ...]]]:
     if hook not in _NAMED:
         return []
@@ -332,11 +340,17 @@ def _by_name(origins: Iterable[Origin]) -> tuple[Origin, ...]:
     return tuple(sorted(set(origins), key=lambda origin: (origin.name, origin.version or "")))
 
 
-def _raise_together(errors: list[PluginError]) -> None:
+def _told(error: MonoquantError) -> str:
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
+
+
+def _raise_together(errors: Sequence[MonoquantError]) -> None:
+    if len(errors) == 1 and not isinstance(errors[0], PluginError):
+        raise errors[0]
     if len(errors) == 1:
         way_out = f"all else works without it: repair it, or block it by name in {control.BLOCK}"
         raise PluginError(f"{errors[0]}\n{way_out}") from errors[0].__cause__
     if errors:
-        listed = "\n".join(f"- {error}" for error in errors)
+        listed = "\n".join(f"- {_told(error)}" for error in errors)
         way_out = f"all else works without them: repair them, or block them by name in {control.BLOCK}"
         raise PluginError(f"{len(errors)} problems with plugins:\n{listed}\n{way_out}") from errors[0]

@@ -45,13 +45,22 @@ def hooks_of(plugin: object) -> dict[str, Any]:
     Args:
         plugin: What :func:`problems_of` found nothing wrong with.
     """
-    found = {}
-    for name, member in _members(plugin):
-        options = _options(member)
-        hook = name if options is None else options.get("specname") or name
-        if options is not None and hook in specs.hook_names():
-            found[hook] = member
-    return dict(sorted(found.items()))
+    return {hook: member for hook, member in _marked(plugin) if hook in specs.hook_names()}
+
+
+def unknown_hooks_of(plugin: object) -> list[str]:
+    """Optional hooks that a sound plugin implements and only newer hosts know.
+
+    Args:
+        plugin: What :func:`problems_of` found nothing wrong with.
+    """
+    return [hook for hook, _ in _marked(plugin) if hook not in specs.hook_names()]
+
+
+def _marked(plugin: object) -> list[tuple[str, Any]]:
+    found = ((name, member, _options(member)) for name, member in _members(plugin))
+    marked = {options.get("specname") or name: member for name, member, options in found if options is not None}
+    return sorted(marked.items())
 
 
 class _Unreadable:

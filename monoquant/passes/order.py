@@ -43,10 +43,17 @@ def pipeline(given: Sequence[Pass], added: Iterable[Step]) -> Pipeline:
         ConfigError: When the caller's passes do not fit together.
         PluginError: When a plugin's pass says nothing about its place, or contradicts the other passes.
     """
+    added = list(added)
+    malformed = [problem for pass_ in given for problem in _malformed(pass_)]
+    if malformed:
+        raise ConfigError("; ".join(malformed))
+    malformed = [f"plugin {step.origin}: its pass {problem}" for step in added for problem in _malformed(step.value)]
+    if malformed:
+        raise PluginError("; ".join(malformed))
     _require_order(given)
     steps = [Registered(pass_, CALLER) for pass_ in given]
     notes: list[Finding] = []
-    waiting = list(added)
+    waiting = added
     while (ready := next((step for step in waiting if not _missing(step, steps)), None)) is not None:
         waiting.remove(ready)
         if _is_there(ready.value, steps):
@@ -67,6 +74,16 @@ def name_of(pass_: Pass) -> str:
         pass_: The pass.
     """
     return type(pass_).__name__
+
+
+def _malformed(pass_: Pass) -> list[str]:
+    """What is no declaration of a place at all."""
+    return [
+        f"{name_of(pass_)} has {where}={given!r}; give a tuple of classes of passes, such as (PackPass,)"
+        for where in ("follows", "after", "before")
+        if not isinstance(given := getattr(pass_, where), tuple)
+        or not all(isinstance(kind, type) and issubclass(kind, Pass) for kind in given)
+    ]
 
 
 def _note(code: str, message: str, origin: Origin) -> Finding:

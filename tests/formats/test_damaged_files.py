@@ -120,3 +120,11 @@ def test_inconsistent_content_is_refused(tmp_path: Path, unchanged: Any, change:
     with pytest.raises(mq.FileError, match=text):
         mq.load(path, model)
     check()
+
+
+def test_metadata_that_no_parser_can_nest_is_refused(tmp_path: Path) -> None:
+    """It may have been written to break readers."""
+    metadata = {"format": "monoquant", "format_version": "1", "report": "[" * 100_000}
+    write_container(tmp_path / "deep.safetensors", {}, metadata)
+    with pytest.raises(mq.FileError, match=r"deep\.safetensors: its metadata cannot be read"):
+        mq.load_report(tmp_path / "deep.safetensors")

@@ -359,3 +359,43 @@ def test_the_order_of_installing_and_giving_makes_no_difference(install: Install
         for order in itertools.permutations(files)
     ]
     assert all(report == reports[0] for report in reports)
+
+
+class Named:
+    """An object that says what it is called."""
+
+    def __init__(self, name: Any, layer: str) -> None:
+        self.plugin_name, self.layer = name, layer
+
+    @mq.hookimpl
+    def monoquant_register_skip_rules(self) -> list[mq.SkipRule]:
+        return [mq.NameRule(self.layer)]
+
+
+def test_two_objects_of_one_class_can_have_names() -> None:
+    """Reports and blocking know them by these."""
+    plugins = [Named("first", "0"), Named("second", "2")]
+    manager = mq.PluginManager(plugins, discover=False)
+    assert manager.plugins == (mq.Origin("first"), mq.Origin("second"))
+    assert manager.registry(mq.Scheme()).skip_rules == (
+        mq.Registered(mq.NameRule("0"), mq.Origin("first")),
+        mq.Registered(mq.NameRule("2"), mq.Origin("second")),
+    )
+    assert mq.PluginManager(plugins, discover=False, block=["first"]).plugins == (mq.Origin("second"),)
+    with pytest.raises(mq.PluginError, match=r"called 'first' already; .* give an object a plugin_name of its own"):
+        mq.PluginManager([Named("first", "0"), Named("first", "2")], discover=False)
+
+
+@pytest.mark.parametrize("name", ["", " ", 3, None])
+def test_a_plugin_name_is_a_text(name: object) -> None:
+    """Or it is left out."""
+    with pytest.raises(mq.ConfigError, match=r"^plugin Named: plugin_name=.*; give a text, or leave it out$"):
+        mq.PluginManager([Named(name, "0")], discover=False)
+
+
+def test_a_file_is_blocked_as_it_was_given(rules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same text means the same file in both places."""
+    monkeypatch.chdir(rules.parent)
+    given = f"./{rules.name}"
+    manager = mq.PluginManager([given], discover=False, block=[given])
+    assert (manager.plugins, [origin.name for origin in manager.blocked]) == ((), [rules.name])

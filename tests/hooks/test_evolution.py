@@ -129,10 +129,11 @@ class Newer:
 
 
 def test_a_plugin_may_be_newer_if_it_says_so() -> None:
-    """An optional hook that this monoquant does not know is left alone, and is not listed."""
+    """An optional hook that this monoquant does not know is left alone, and listed as such."""
     assert rules_of(Newer()) == [mq.NameRule("newer")]
     (info,) = mq.list_plugins(mq.PluginManager([Newer()], discover=False))
     assert (info.status, info.hooks) == ("active", (RULES,))
+    assert info.unknown_hooks == ("monoquant_register_kernels",)
 
 
 def test_a_plugin_that_does_not_say_so_is_refused_with_versions() -> None:

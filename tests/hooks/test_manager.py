@@ -294,3 +294,34 @@ def test_quantizers_report_the_plugin_behind_a_decision() -> None:
     quantizer = mq.Quantizer([mq.SkipSelectionPass(), mq.Int4PackPass()], registry)
     model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
     assert [decision.origin for decision in quantizer.plan(model) if decision.action is mq.Action.SKIP] == [ORIGIN]
+
+
+@pytest.mark.parametrize("kind", [mq.ConfigError, mq.FileError])
+def test_an_error_of_settings_keeps_its_type(kind: type[Exception]) -> None:
+    """What its user is to correct is no defect of the plugin; a note names it, and the list of plugins tells both."""
+
+    def hook() -> list[mq.WarningCheck]:
+        raise kind("BASELINE='x': no such file")
+
+    manager = manager_with((make_plugin(**{CHECKS_HOOK: mq.hookimpl(hook)}), ORIGIN))
+    note = f"raised by {CHECKS_HOOK} of plugin example 2.0: correct what it names, or block the plugin"
+    with pytest.raises(kind, match=r"^BASELINE='x': no such file") as caught:
+        manager.registry(SCHEME)
+    assert caught.value.__notes__ == [note]
+    (info,) = manager.describe()
+    assert (info.status, info.problem) == ("broken", f"BASELINE='x': no such file; {note}")
+
+
+def test_an_error_of_settings_is_told_with_all_others() -> None:
+    """Where more is wrong, all of it is one PluginError."""
+
+    def hook() -> list[mq.WarningCheck]:
+        raise mq.ConfigError("TOLERANCE='half'")
+
+    one, two = make_plugin(**{CHECKS_HOOK: mq.hookimpl(hook)}), make_plugin(**{RULES_HOOK: returning(None)})
+    manager = manager_with((one, ORIGIN), (two, mq.Origin("other", "1.0")))
+    with pytest.raises(mq.PluginError) as caught:
+        manager.registry(SCHEME)
+    text = str(caught.value)
+    assert f"- TOLERANCE='half'; raised by {CHECKS_HOOK} of plugin example 2.0" in text
+    assert f"- plugin other 1.0: {RULES_HOOK} returned None" in text

@@ -203,3 +203,18 @@ def test_the_fused_transformer_kernel_is_kept_off_integer_layers(monkeypatch: py
 
 def encoder_of(model: nn.Module) -> nn.Module:
     return mq.dynamic_quantize(model, accuracy_warning="ignore")[0]
+
+
+class Forgetful(MinMaxObserver):
+    """Has no idea of channels or counts."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+def test_an_observer_that_fails_is_not_taken_for_the_model(model: Mixed) -> None:
+    """The error names it, and nobody is sent to look at the data."""
+    kind = mq.ObserverKind("forgetful", Forgetful)
+    expected = r"^observer 'forgetful' \(Forgetful\) raised AttributeError: .*channel_axis.*; repair it, and call super"
+    with pytest.raises(mq.PluginError, match=expected):
+        run(model, activations="static", observer=kind)

@@ -209,3 +209,36 @@ def test_notes_name_the_plugin_of_a_pass() -> None:
     assert caught.value.__notes__ == [
         "in Failing.run of plugin example 2.0, layer '0' (pass 2 of 3; before it: SkipSelectionPass)"
     ]
+
+
+@pytest.mark.parametrize("where", ["follows", "after", "before"])
+@pytest.mark.parametrize("given", ["SkipSelectionPass", ("PackPass",), mq.PackPass, (nn.Module,), [mq.PackPass]])
+def test_a_place_is_a_tuple_of_classes_of_passes(where: str, given: Any) -> None:
+    """Anything else is told with the pass, and the plugin if it is of one."""
+    kind = type("Misplaced", (Idle,), {where: given})
+    text = rf"Misplaced has {where}=.*; give a tuple of classes of passes, such as \(PackPass,\)"
+    with pytest.raises(mq.PluginError, match=rf"^plugin example 2\.0: its pass {text}"):
+        pipeline(BASE, [mq.Registered(kind(), ORIGIN)])
+    with pytest.raises(mq.ConfigError, match=f"^{text}"):
+        pipeline((*BASE, kind()), [])
+
+
+class Unbound(BehindSelection):
+    """Does not know what it wants."""
+
+    def bound(self, registry: mq.Registry) -> mq.Pass:
+        raise KeyError("lost")
+
+
+def test_who_raises_while_names_are_looked_up_is_told() -> None:
+    """As anywhere else."""
+    registry = mq.Registry(passes=(mq.Registered(Unbound(), ORIGIN),))
+    with pytest.raises(KeyError, match="lost") as caught:
+        mq.Quantizer(BASE, registry)
+    assert caught.value.__notes__ == ["in Unbound.bound of plugin example 2.0"]
+    with pytest.raises(KeyError, match="lost") as caught:
+        mq.Quantizer([*BASE, Unbound()])
+    assert caught.value.__notes__ == ["in Unbound.bound"]
+    with pytest.raises(mq.ConfigError, match="algorithm='unknown'") as refused:
+        mq.Quantizer([mq.SkipSelectionPass(), mq.Int4PackPass(algorithm="unknown")])
+    assert not hasattr(refused.value, "__notes__")

@@ -152,8 +152,9 @@ def test_a_broken_baseline_stops_the_run_before_it_begins(
     """The error names the variable, the file and the plugin; reports can still be written."""
     report = mq.quantize(model, accuracy_warning="ignore").report
     monkeypatch.setenv("MONOQUANT_CI_BASELINE", str(tmp_path / "none.json"))
-    with pytest.raises(mq.PluginError, match=r"monoquant-ci .*MONOQUANT_CI_BASELINE='.*none.json' is no baseline"):
+    with pytest.raises(mq.FileError, match=r"^MONOQUANT_CI_BASELINE='.*none.json' is no baseline") as caught:
         mq.quantize(model)
+    assert "of plugin ci of monoquant-ci 0" in caught.value.__notes__[0]
     mq.save_report(report, tmp_path / "new.json")
     assert mq.load_report(tmp_path / "new.json") == report
 

@@ -92,13 +92,13 @@ def test_other_kinds_of_baseline_are_refused(given: object) -> None:
 
 
 BROKEN = {
-    "missing.json": (None, "No such file"),
+    "missing.json": (None, "no such file"),
     "missing.safetensors": (None, "no such file"),
     "cut.json": ('{"version": 1,', "not a report that save_report wrote"),
     "list.json": ("[]", "not a stored report"),
     "later.json": ('{"version": 99}', "report version 99"),
     "other.json": (json.dumps({"version": 1, "scores": []}), "scores"),
-    "text.safetensors": ("hello", "not a complete safetensors file"),
+    "text.safetensors": ("hello", "nor a model that save wrote"),
 }
 
 
