@@ -8,6 +8,7 @@
 - Choose codes: :class:`RoundToNearest`, :class:`ClipSearch`, :class:`Gptq`, :class:`Awq`, or subclasses of
   :class:`WeightAlgorithm`.
 - Choose layers: :class:`TypeRule`, :class:`NameRule`, :class:`ThresholdRule`, or subclasses of :class:`SkipRule`.
+- Multiply: :func:`choose_kernels`, or subclasses of :class:`ProductKernel` and :class:`RoundingKernel`.
 - Judge: :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of :class:`WarningCheck`.
 - Keep: :func:`save`, :func:`load`, :func:`load_report`, :func:`save_report`, :func:`render_report`.
 - Teach it a kind of module: :class:`ParameterAdapter`, or subclasses of :class:`ModuleAdapter`.
@@ -27,6 +28,7 @@ from monoquant.algorithms.gptq import Gptq
 from monoquant.algorithms.round_to_nearest import RoundToNearest
 from monoquant.api import (
     check_accuracy_warnings,
+    choose_kernels,
     dynamic_quantize,
     get_layers_to_skip,
     load,
@@ -54,6 +56,7 @@ from monoquant.errors import (
 )
 from monoquant.formats.base import Exporter
 from monoquant.hooks import PluginInfo, PluginManager, hookimpl, list_plugins
+from monoquant.kernels.base import Codes, Kernel, Product, ProductKernel, RoundingKernel
 from monoquant.modules.linear import (
     HalfLinear,
     Int4Linear,
@@ -118,6 +121,7 @@ __all__ = [
     "CalibrationFacts",
     "CalibrationPass",
     "ClipSearch",
+    "Codes",
     "Comparison",
     "ComparisonResult",
     "ConfigError",
@@ -137,6 +141,7 @@ __all__ = [
     "Int8Linear",
     "Int8PackPass",
     "Int8StaticLinear",
+    "Kernel",
     "Layer",
     "LayerReport",
     "MatrixForm",
@@ -156,6 +161,8 @@ __all__ = [
     "PluginError",
     "PluginInfo",
     "PluginManager",
+    "Product",
+    "ProductKernel",
     "QuantContext",
     "QuantReport",
     "QuantResult",
@@ -166,6 +173,7 @@ __all__ = [
     "Registry",
     "Reporter",
     "RoundToNearest",
+    "RoundingKernel",
     "Scheme",
     "Severity",
     "SkipRule",
@@ -181,6 +189,7 @@ __all__ = [
     "WeightAlgorithm",
     "WeightProblem",
     "check_accuracy_warnings",
+    "choose_kernels",
     "dequantize",
     "dynamic_quantize",
     "get_layers_to_skip",

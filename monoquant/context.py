@@ -16,7 +16,6 @@ from monoquant.modules.packed_layer import Represented
 from monoquant.modules.reparametrized import computed_weights
 from monoquant.observers import Request
 from monoquant.report import CalibrationFacts, ComparisonResult, ValidationResult
-from monoquant.report.table import format_bytes
 from monoquant.report.tradeoff import Tradeoff
 from monoquant.statistics.collector import RowStatistics
 from monoquant.statistics.gradients import GradientProbe
@@ -160,9 +159,7 @@ class QuantContext(ModelView):
                 layers=[layer],
             )
         planned = self.plan[layer]
-        packable, module = self.packable(layer), self.module(layer)
-        size = sum(one.numel() * one.element_size() for one in self.readable_weights(layer, packable.forms))
-        compute = packable.adapter.compute(module, scheme).format(size=format_bytes(size))
+        compute = self.packers[scheme.target].compute(layer, self.packable(layer), scheme, self)
         self.plan[layer] = attrs.evolve(planned, scheme=scheme, reason=reason, compute=compute)
 
     def redirect(self, layer: str, target: Target) -> None:

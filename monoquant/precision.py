@@ -103,6 +103,7 @@ def packing_pass(
     activations: Activations | None,
     observer: str | ObserverKind,
     algorithm: str | WeightAlgorithm,
+    exact: bool,
 ) -> PackPass:
     """The pass for a precision, with the options that were given.
 
@@ -114,6 +115,7 @@ def packing_pass(
         activations: INT8 only.
         observer: INT8 with static activations only.
         algorithm: INT4 only; "auto" is the default.
+        exact: INT4 only; False is the default.
 
     Raises:
         ConfigError: For wrong values, and for options that would change nothing.
@@ -122,6 +124,8 @@ def packing_pass(
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if target != "int4" and algorithm != "auto":
         raise ConfigError(f"algorithm {algorithm!r} is for INT4: {target} weights are rounded to nearest")
+    if target != "int4" and exact:
+        raise ConfigError(f"exact=True is for INT4: the kernels of {target} are exact, and those of integers their own")
     if target == "int8":
         return Int8PackPass(**options, activations=activations, observer=observer)
     if activations is not None:
@@ -129,7 +133,7 @@ def packing_pass(
     if observer != "minmax":
         raise ConfigError(f"observer={observer!r} does nothing without bits=8 and activations='static'")
     if target == "int4":
-        return Int4PackPass(**options, algorithm=algorithm)
+        return Int4PackPass(**options, algorithm=algorithm, exact=exact)
     if options:
         raise ConfigError(f"{', '.join(options)} change nothing in {target}: leave them out")
     return HalfCastPass(DTYPES[target])

@@ -173,7 +173,7 @@ class Quantizer:
 
     def _planned(self, model: nn.Module) -> QuantContext:
         context = QuantContext(model, self.scheme, inventory(model), self.registry)
-        context.report([*self._pipeline.notes, *_blocked(self.registry)])
+        context.report([*self._pipeline.notes, *_blocked(self.registry), *_disabled(self.registry)])
         self._stepper(context).each("plan")
         for layer in context.undecided():
             context.decide(_left_alone(layer.name, context))
@@ -192,6 +192,14 @@ def _bound(step: Step, registry: Registry) -> Step:
     if not isinstance(bound, Pass):
         raise PassError(f"{who} returned {bound!r}: return self, or another pass in its place")
     return Registered(bound, step.origin)
+
+
+def _disabled(registry: Registry) -> list[Finding]:
+    remedy = "Another kernel takes its place; repair it, or block the plugin."
+    return [
+        Finding("kernel-disabled", Severity.WARNING, f"Warning: kernel {one.value}.", None, remedy, one.origin)
+        for one in registry.disabled
+    ]
 
 
 def _blocked(registry: Registry) -> list[Finding]:

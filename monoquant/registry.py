@@ -15,6 +15,8 @@ from monoquant.algorithms.base import WeightAlgorithm
 from monoquant.algorithms.choice import ALGORITHMS, NamedAlgorithm
 from monoquant.checks import BUILT_IN_CHECKS, WarningCheck
 from monoquant.errors import ConfigError, PluginError
+from monoquant.kernels.base import Kernel, ProductKernel, RoundingKernel
+from monoquant.kernels.choice import BUILT_IN_KERNELS, Offer
 from monoquant.ranges import BUILT_IN_OBSERVERS, ObserverKind
 from monoquant.rules import SkipRule
 from monoquant.values import BUILT_IN, CALLER, Origin
@@ -99,6 +101,10 @@ def built_in_as_given(entries: Iterable[Registered[T]]) -> tuple[Registered[T], 
     )
 
 
+def _kernels(entries: Iterable[Registered[Kernel]]) -> tuple[Registered[Kernel], ...]:
+    return built_in_as_given(entries)  # attrs cannot tell mypy what a generic converter makes of a tuple
+
+
 def name_problems(
     what: str, entries: Iterable[Registered[Any]], reserved: Collection[object] = ()
 ) -> list[tuple[str, tuple[Origin, ...]]]:
@@ -151,6 +157,10 @@ def _unique_observers(_instance: Any, _attribute: Any, entries: tuple[Registered
     _refuse(name_problems("observer", entries))
 
 
+def _unique_kernels(_instance: Any, _attribute: Any, entries: tuple[Registered[Kernel], ...]) -> None:
+    _refuse(name_problems("kernel", entries))
+
+
 def _refuse(problems: list[tuple[str, tuple[Origin, ...]]]) -> None:
     if problems:
         raise PluginError("; ".join(text for text, _ in problems))
@@ -168,12 +178,14 @@ class Registry:
         observers: Range observers by name; default: the built-in ones.
         passes: Passes that join the pipeline of every Quantizer; default none.
         watchers: What is told of passes as they begin and end; default none.
+        kernels: What multiplies with packed matrices, and what packs them; default: the built-in ones.
+        disabled: Why a kernel is not among them, each with whose it is; default none.
         plugins: Active plugins, for the report; default none.
         blocked: Plugins that were left out, for the report; default none.
 
     Raises:
         ConfigError: For values without an origin.
-        PluginError: For algorithms or observers without a name, or with one that another has.
+        PluginError: For algorithms, observers or kernels without a name, or with one that another has.
     """
 
     skip_rules: tuple[Registered[SkipRule], ...] = attrs.field(default=(), converter=in_one_order)
@@ -193,8 +205,27 @@ class Registry:
     )
     passes: tuple[Registered[Any], ...] = attrs.field(default=(), converter=in_one_order)  # Pass is on a higher floor
     watchers: tuple[Registered[PassWatcher], ...] = attrs.field(default=(), converter=in_one_order)
+    kernels: tuple[Registered[Kernel], ...] = attrs.field(
+        default=tuple(Registered(one, BUILT_IN) for one in BUILT_IN_KERNELS),
+        converter=_kernels,
+        validator=_unique_kernels,
+    )
+    disabled: tuple[Registered[str], ...] = ()
     plugins: tuple[Origin, ...] = ()
     blocked: tuple[Origin, ...] = ()
+
+    def offer(self, *, exact: bool) -> Offer:
+        """The kernels that may multiply.
+
+        Args:
+            exact: Whether approximate ones are forbidden.
+        """
+        return Offer([one.value for one in self.kernels if isinstance(one.value, ProductKernel)], exact)
+
+    @property
+    def rounding_kernels(self) -> tuple[RoundingKernel, ...]:
+        """The kernels that may pack."""
+        return tuple(one.value for one in self.kernels if isinstance(one.value, RoundingKernel))
 
     def algorithm(self, given: str | WeightAlgorithm) -> WeightAlgorithm:
         """The algorithm that a caller means.

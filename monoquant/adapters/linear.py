@@ -10,6 +10,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from monoquant.adapters.base import ModuleAdapter, Obstacle, has_own_forward, plain_bias
 from monoquant.modules.integer_compute import Int8Dynamic, Int8Static
+from monoquant.modules.kernel_compute import TransposedKernelCompute
 from monoquant.modules.linear import (
     HalfLinear,
     Int4Linear,
@@ -92,8 +93,11 @@ class TransposedLinearAdapter(ModuleAdapter):
         return None if known is None or has_own_forward(module, known) else "kept"
 
     def mixin(self, module: nn.Module, scheme: AnyScheme) -> type[PackedModule]:
-        if isinstance(scheme, HalfScheme) or scheme.activations is None:
+        known = _conv1d(module)
+        if isinstance(scheme, HalfScheme) or known is None or has_own_forward(module, known):
             return PackedModule
+        if scheme.activations is None:
+            return TransposedKernelCompute
         return Int8Dynamic if scheme.activations == "dynamic" else Int8Static
 
     def compute(self, module: nn.Module, scheme: AnyScheme) -> str:

@@ -2,11 +2,13 @@
 
 from monoquant.api.files import load, load_report, render_report, save, save_report
 from monoquant.api.judging import check_accuracy_warnings, get_layers_to_skip
+from monoquant.api.kernels import choose_kernels
 from monoquant.api.quantizing import quantize
 from monoquant.api.with_inputs import dynamic_quantize, static_quantize
 
 __all__ = [
     "check_accuracy_warnings",
+    "choose_kernels",
     "dynamic_quantize",
     "get_layers_to_skip",
     "load",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from monoquant.adapters.base import ModuleAdapter
+from monoquant.api.kernels import offered
 from monoquant.container import looks_like_container, replacement, staged
 from monoquant.errors import ConfigError, FileError, InputError, PluginError
 from monoquant.formats.base import Exporter
@@ -74,7 +75,12 @@ def _export(result: QuantResult, exporter: Registered[Exporter], place: Path) ->
 
 
 def load(
-    path: str | os.PathLike[str], model: M, *, adapters: Iterable[ModuleAdapter] = (), plugins: Plugins = True
+    path: str | os.PathLike[str],
+    model: M,
+    *,
+    exact: bool = False,
+    adapters: Iterable[ModuleAdapter] = (),
+    plugins: Plugins = True,
 ) -> M:
     """Put a saved quantized model into a freshly built float model of the same architecture.
 
@@ -82,6 +88,7 @@ def load(
         path: A file written by :func:`save`.
         model: The float model, on any device, meta included; it is changed in place, taking the file's dtypes. Its own
             values do not matter.
+        exact: Whether INT4 kernels must be as exact as a float32 product; default False.
         adapters: Adapters for the model's own kinds of modules, besides those of plugins; default none.
         plugins: As in :func:`quantize`.
 
@@ -93,9 +100,10 @@ def load(
             then as it was.
         PluginError: When an installed plugin is wrong.
     """
-    known = known_adapters(adapters, manager_of(plugins).adapters())
+    manager = manager_of(plugins)
+    known = known_adapters(adapters, manager.adapters())
     with torch.inference_mode(False):  # or the model could not be trained afterwards
-        load_into(model, _as_path(path), known)
+        load_into(model, _as_path(path), known, offered(manager, exact=exact))
     return model
 
 

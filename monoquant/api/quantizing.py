@@ -60,6 +60,7 @@ def quantize(
     observer: str | ObserverKind = "minmax",
     quality: Quality = "auto",
     algorithm: str | WeightAlgorithm | None = None,
+    exact: bool = False,
     target_bits_per_weight: float | None = None,
     target_sqnr_db: float | None = None,
     evaluate: Evaluate | None = None,
@@ -106,6 +107,7 @@ def quantize(
         quality: How much is done to choose INT4 codes well. ``"fast"`` rounds to nearest; ``"balanced"`` and ``"best"``
             fit codes to calibration data (clip_search, gptq). ``"auto"`` (default) is best with data, fast without.
         algorithm: What chooses INT4 codes, by name or object, instead of ``quality``; see :class:`Int4PackPass`.
+        exact: Whether INT4 kernels must be as exact as a float32 product; default False, see :class:`Int4PackPass`.
         target_bits_per_weight: Share precision out: bytes of packed weights, times 8, divided by their number. Layers
             that matter more get smaller groups, INT8 or 16 bits; see :class:`BudgetPass` for this and the next three,
             of which one goal may be given, with calibration data.
@@ -152,14 +154,19 @@ def quantize(
         AccuracyError: When the damage is CRITICAL and ``accuracy_warning="error"``.
         PluginError: When an installed plugin is wrong.
     """
-    flags = {"add_default_skips": add_default_skips, "run_validation": run_validation, "inplace": inplace}
+    flags = {
+        "add_default_skips": add_default_skips,
+        "run_validation": run_validation,
+        "inplace": inplace,
+        "exact": exact,
+    }
     for name, value in flags.items():
         require_flag(name, value)
     _require_measured_gate(accuracy_warning, run_validation)
     target = require_precision(bits, dtype, default="int4")
     require_more_careful(skip_to, target)
     fitted = chosen_algorithm(quality, algorithm, has_data=calibration_data is not None)
-    pack = packing_pass(target, group_size, symmetric, scale_dtype, activations, observer, fitted)
+    pack = packing_pass(target, group_size, symmetric, scale_dtype, activations, observer, fitted, exact)
     skips = SkipSelectionPass.from_options(
         modules_to_not_convert,
         skip_layer_types,

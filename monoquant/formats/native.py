@@ -16,6 +16,8 @@ from monoquant.container import read_container, refuse_unknown_kinds, write_cont
 from monoquant.errors import FileError
 from monoquant.formats.base import Exporter
 from monoquant.formats.filling import PackedAs, examine, fill
+from monoquant.kernels.choice import Offer
+from monoquant.modules.kernel_compute import choose_kernels
 from monoquant.modules.packed_module import PackedModule
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.quantizer import QuantResult
@@ -50,13 +52,14 @@ class NativeExporter(Exporter):
         write_container(path, tensors, metadata)
 
 
-def load_into(model: nn.Module, path: Path, adapters: Sequence[ModuleAdapter]) -> None:
+def load_into(model: nn.Module, path: Path, adapters: Sequence[ModuleAdapter], offer: Offer) -> None:
     """Turn a float model into the quantized one that a file holds.
 
     Args:
         model: Of the same architecture, on any device; changed in place.
         path: A file that :class:`NativeExporter` wrote.
         adapters: All there are, in the order in which they are asked.
+        offer: Kernels to choose from.
 
     Raises:
         FileError: When the file is damaged, of another format or version, or does not fit the model; ``model`` is
@@ -73,6 +76,7 @@ def load_into(model: nn.Module, path: Path, adapters: Sequence[ModuleAdapter]) -
         listed = "\n".join(f"- {problem}" for problem in fit.problems)
         raise FileError(f"{path} does not fit the model {type(model).__name__}:\n{listed}")
     fill(model, state, fit.packed)
+    choose_kernels(model, offer)
 
 
 def read_report(path: Path) -> QuantReport:

@@ -12,6 +12,8 @@ from monoquant.checks import BUILT_IN_CHECKS, WarningCheck
 from monoquant.formats.base import Exporter
 from monoquant.formats.native import NativeExporter
 from monoquant.hooks.specs import hookimpl
+from monoquant.kernels.base import Kernel
+from monoquant.kernels.choice import BUILT_IN_KERNELS
 from monoquant.ranges import BUILT_IN_OBSERVERS, ObserverKind
 from monoquant.report.reporters import BUILT_IN_REPORTERS, Reporter
 from monoquant.values import AnyScheme
@@ -41,6 +43,12 @@ def monoquant_register_algorithms() -> Iterable[WeightAlgorithm]:
 def monoquant_register_observers() -> Iterable[ObserverKind]:
     """Register the built-in observers."""
     return BUILT_IN_OBSERVERS
+
+
+@hookimpl
+def monoquant_register_kernels() -> Iterable[Kernel]:
+    """Register the portable kernels, and those of torch's own operators."""
+    return BUILT_IN_KERNELS
 
 
 @hookimpl

@@ -16,7 +16,9 @@ from monoquant.errors import ConfigError, FileError, MonoquantError, PluginError
 from monoquant.formats.base import Exporter
 from monoquant.hooks import builtin, control, loading, specs
 from monoquant.hooks.asking import Plugin
+from monoquant.hooks.kernels import usable
 from monoquant.hooks.verifying import hooks_of, problems_of, unknown_hooks_of
+from monoquant.kernels.base import Kernel
 from monoquant.passes.base import Pass
 from monoquant.ranges import ObserverKind
 from monoquant.registry import (
@@ -38,9 +40,16 @@ _RULES, _CHECKS = "monoquant_register_skip_rules", "monoquant_register_warning_c
 _ADAPTERS, _ALGORITHMS = "monoquant_register_module_adapters", "monoquant_register_algorithms"
 _OBSERVERS, _PASSES = "monoquant_register_observers", "monoquant_register_passes"
 _EXPORTERS, _REPORTERS = "monoquant_register_exporters", "monoquant_register_reporters"
+_KERNELS = "monoquant_register_kernels"
 _BEFORE, _AFTER = "monoquant_before_pass", "monoquant_after_pass"
 
-_NAMED = {_ALGORITHMS: "algorithm", _OBSERVERS: "observer", _EXPORTERS: "exporter", _REPORTERS: "reporter"}
+_NAMED = {
+    _ALGORITHMS: "algorithm",
+    _OBSERVERS: "observer",
+    _EXPORTERS: "exporter",
+    _REPORTERS: "reporter",
+    _KERNELS: "kernel",
+}
 _KINDS: dict[str, type[Any]] = {
     _RULES: SkipRule,
     _CHECKS: WarningCheck,
@@ -50,6 +59,7 @@ _KINDS: dict[str, type[Any]] = {
     _PASSES: Pass,
     _EXPORTERS: Exporter,
     _REPORTERS: Reporter,
+    _KERNELS: Kernel,
 }
 
 
@@ -232,16 +242,17 @@ class PluginManager:
             scheme: What the run quantizes to.
 
         Returns:
-            Rules, checks, adapters, algorithms, observers, passes and watchers with their origins; independent of the
-            order of registration.
+            Rules, checks, adapters, algorithms, observers, passes, kernels and watchers with their origins;
+            independent of the order of registration.
 
         Raises:
             PluginError: When hooks raise or return something else than instances of the right class, or names clash;
                 tells of all plugins concerned.
             ConfigError: When nothing is wrong but the settings of one plugin, and it says so; or its FileError.
         """
-        hooks = (_RULES, _CHECKS, _ADAPTERS, _ALGORITHMS, _OBSERVERS, _PASSES)
+        hooks = (_RULES, _CHECKS, _ADAPTERS, _ALGORITHMS, _OBSERVERS, _PASSES, _KERNELS)
         found = self._ask(hooks, scheme=scheme)
+        kernels, disabled = usable(found[_KERNELS])
         return Registry(
             skip_rules=found[_RULES],
             warning_checks=found[_CHECKS],
@@ -250,6 +261,8 @@ class PluginManager:
             observers=found[_OBSERVERS],
             passes=found[_PASSES],
             watchers=self._watchers(),
+            kernels=kernels,
+            disabled=disabled,
             plugins=self.plugins,
             blocked=self.blocked,
         )
@@ -261,6 +274,17 @@ class PluginManager:
             PluginError: As :meth:`registry`.
         """
         return self._ask([_ADAPTERS])[_ADAPTERS]
+
+    def kernels(self) -> tuple[tuple[Registered[Kernel], ...], tuple[Registered[str], ...]]:
+        """Ask every plugin, once, for kernels.
+
+        Returns:
+            Those that compute here what they should, and why others do not.
+
+        Raises:
+            PluginError: As :meth:`registry`.
+        """
+        return usable(self._ask([_KERNELS])[_KERNELS])
 
     def exporters(self) -> tuple[Registered[Exporter], ...]:
         """Ask every plugin, once, for file formats; monoquant's own come first.

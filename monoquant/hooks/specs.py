@@ -16,6 +16,7 @@ from monoquant.algorithms.base import WeightAlgorithm
 from monoquant.checks import WarningCheck
 from monoquant.context import QuantContext
 from monoquant.formats.base import Exporter
+from monoquant.kernels.base import Kernel
 from monoquant.passes.base import Pass
 from monoquant.ranges import ObserverKind
 from monoquant.report.reporters import Reporter
@@ -106,6 +107,20 @@ def monoquant_register_passes(scheme: AnyScheme) -> Iterable[Pass]:  # type: ign
 
     Returns:
         Instances of subclasses of Pass.
+    """
+
+
+@hookspec
+def monoquant_register_kernels() -> Iterable[Kernel]:  # type: ignore[empty-body]
+    """Contribute kernels: what multiplies with packed matrices, and what rounds and packs weights.
+
+    Called once per registry, which is once per quantize(), and once per load() and choose_kernels(). Each is tried on
+    small matrices when it is first seen; one that computes something else than it should is left out, and that is told.
+    The one of the largest preference that can do the work is chosen for each layer.
+
+    Returns:
+        Instances of subclasses of ProductKernel or RoundingKernel, each with a ``name`` that no other kernel has; their
+        classes are defined in modules, and take no arguments.
     """
 
 

@@ -8,12 +8,13 @@ from torch import nn
 from torch.nn import functional
 
 from monoquant.modules.integer_compute import IntegerCompute
+from monoquant.modules.kernel_compute import KernelCompute
 
 _FEED_FORWARD = ("linear1", "linear2")
 
 
 def layers_to_keep_off(model: nn.Module) -> Iterator[nn.TransformerEncoderLayer]:
-    """Transformer layers whose fused kernel would compute in float what their Linears compute in integers.
+    """Transformer layers whose fused kernel would dequantize what their Linears multiply as it is.
 
     Args:
         model: Any model.
@@ -24,7 +25,7 @@ def layers_to_keep_off(model: nn.Module) -> Iterator[nn.TransformerEncoderLayer]
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             parts = (getattr(module, name, None) for name in _FEED_FORWARD)
-            if any(isinstance(part, IntegerCompute) for part in parts):
+            if any(isinstance(part, (IntegerCompute, KernelCompute)) for part in parts):
                 yield module
 
 

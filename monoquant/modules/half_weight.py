@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from monoquant.errors import ConfigError
-from monoquant.modules.packed_weight import PackedWeight, hash_tensors, select_rows
+from monoquant.modules.packed_weight import PackedWeight, hash_tensors
+from monoquant.numerics.grouping import select_rows
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.values import HALF_DTYPES, HalfScheme
 

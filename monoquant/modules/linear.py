@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from monoquant.modules.integer_compute import InputQuantizer, Int8Dynamic, Int8Static
+from monoquant.modules.kernel_compute import KernelCompute
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.modules.packed_module import PackedModule
 from monoquant.modules.packed_weight import PackedWeight
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class PackedLinear(PackedModule, nn.Linear):
-    """``y = x @ weight.T + bias`` with a packed weight that is dequantized on each call.
+    """``y = x @ weight.T + bias`` with a packed weight.
 
     Takes what ``nn.Linear`` takes: inputs ``[..., in_features]`` in the layer's own dtype; and is one to
     ``isinstance``, so that code which asks goes on treating it as a Linear. The weight takes no gradient; input and
@@ -81,14 +82,14 @@ class PackedLinear(PackedModule, nn.Linear):
         return functional.linear(input, self.weight, self.bias)
 
 
-class Int4Linear(PackedLinear):
+class Int4Linear(KernelCompute, PackedLinear):
     """A PackedLinear of 4-bit codes; by default asymmetric groups of 128 with float16 scales."""
 
     _title = "Int4"
     packed_weight: PackedMatrix
 
 
-class Int8Linear(PackedLinear):
+class Int8Linear(KernelCompute, PackedLinear):
     """A PackedLinear of 8-bit codes; by default symmetric with one float32 scale per output channel."""
 
     _title = "Int8"

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional
 
-from monoquant.errors import ConfigError
-from monoquant.modules.packed_weight import PackedWeight, hash_tensors, select_rows
-from monoquant.numerics.affine import GroupCodes, dequantize, round_to_nearest
-from monoquant.numerics.grouping import group_count, row_chunks
+from monoquant.errors import ConfigError, InputError
+from monoquant.kernels.base import Codes, ProductKernel, located, product_of
+from monoquant.kernels.choice import Offer
+from monoquant.kernels.op import AT_PORTABLE, PORTABLE, packed_linear
+from monoquant.kernels.portable import dequantized, zero_points
+from monoquant.modules.packed_weight import PackedWeight, hash_tensors
+from monoquant.numerics.affine import GroupCodes, round_to_nearest
+from monoquant.numerics.grouping import group_count, row_chunks, select_rows
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.numerics.memory import stored_bytes
 from monoquant.numerics.packing import pack_nibbles, packed_size, unpack_nibbles
@@ -18,6 +26,7 @@ from monoquant.values import Scheme
 
 FORMAT_VERSION = 1
 _SIGN = 128
+_OF_THIS_MACHINE = ("_kernel", "_derived", "_place")
 """INT8 codes are stored signed: what integer kernels take, and for symmetric weights the value itself."""
 
 
@@ -84,6 +93,7 @@ class PackedMatrix(PackedWeight):
         super().__init__(form or MatrixForm.rows_first((rows, columns)), scheme.storage, dtype)
         if (self.form.rows, self.form.columns) != (rows, columns):
             raise ConfigError(f"a weight of shape {self.form.shape} is no {rows} x {columns} matrix in that form")
+        self.inputs_first = _inputs_first(self.form)
         self.group_size = self.scheme.width(columns)
         self.groups = group_count(columns, self.group_size)
         nibbles, code = scheme.bits == 4, self._code_dtype
@@ -96,6 +106,9 @@ class PackedMatrix(PackedWeight):
             zero_point = torch.zeros(size, dtype=code, device=device)
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("layout", torch.tensor(self.layout_values(), dtype=torch.int32, device=device))
+        self._offer, self._place = Offer(), AT_PORTABLE
+        self._kernel: ProductKernel = PORTABLE
+        self._derived: tuple[Tensor, ...] = ()
 
     @classmethod
     def pack(cls, weight: Tensor, scheme: Scheme, form: MatrixForm | None = None) -> tuple[PackedMatrix, str]:
@@ -170,8 +183,9 @@ class PackedMatrix(PackedWeight):
         Returns:
             uint8 codes ``[rows, columns]``, scale and uint8 zero_point ``[rows, groups]``.
         """
-        codes, zero_point = self._codes(rows), self._zero_points(rows)
-        scale = select_rows(self.scale, rows)
+        stored, scale = select_rows(self.qweight, rows), select_rows(self.scale, rows)
+        codes = unpack_nibbles(stored, self.columns) if self.scheme.bits == 4 else stored
+        zero_point = zero_points(self.codes, rows)
         if self.scheme.bits == 8:
             codes = _unsigned(codes)
             zero_point = _unsigned(zero_point) if isinstance(zero_point, Tensor) else self.scheme.middle_code
@@ -187,8 +201,7 @@ class PackedMatrix(PackedWeight):
         return found.hexdigest()
 
     def dequantized_rows(self, rows: slice | Tensor) -> Tensor:
-        values = dequantize(self._codes(rows), select_rows(self.scale, rows), self._zero_points(rows), self.group_size)
-        return values.to(self.dtype)
+        return dequantized(self.codes, rows).to(self.dtype)
 
     def layout_values(self) -> list[int]:
         scheme = self.scheme
@@ -198,21 +211,122 @@ class PackedMatrix(PackedWeight):
         return {"qweight": self._code_dtype, "scale": self.scale.dtype, "zero_point": self._code_dtype}
 
     @property
+    def codes(self) -> Codes:
+        """The buffers as kernels read them."""
+        return Codes(self.qweight, self.scale, self.zero_point, self.columns, self.group_size)
+
+    @property
+    def kernel(self) -> ProductKernel:
+        """What :meth:`multiplied` is computed by."""
+        return self._kernel
+
+    @property
+    def derived_bytes(self) -> int:
+        """Bytes that the kernel keeps beside the buffers; they are never saved."""
+        return stored_bytes(self._derived)
+
+    def use(self, offer: Offer) -> None:
+        """Choose the kernel, now and whenever the matrix is moved or loaded.
+
+        Args:
+            offer: Kernels to choose from.
+        """
+        if offer != self._offer:
+            self._offer = offer
+            self._choose()
+
+    def multiplied(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """``input @ weight.T + bias`` with the matrix.
+
+        Args:
+            input: ``[..., columns]`` in the matrix's dtype, or any under autocast.
+            bias: ``[rows]``, or None.
+
+        Returns:
+            ``[..., rows]`` in the input's dtype; under autocast in its dtype, as of nn.Linear.
+        """
+        if _wants_plain_operators(input):
+            return functional.linear(input, self.dequantized_rows(slice(None)), bias)
+        given, output_dtype = input, input.dtype
+        if torch.is_autocast_enabled(input.device.type):
+            given, output_dtype = input.to(self.dtype), torch.get_autocast_dtype(input.device.type)
+        if given.dtype != self.dtype or given.shape[-1] != self.columns:
+            raise InputError(
+                f"input of shape {tuple(input.shape)} and dtype {input.dtype}: this layer takes {self.columns} input "
+                f"features in {self.dtype}"
+            )
+        # What is exported may run on another machine, where nothing that was derived here means anything.
+        exported = torch.compiler.is_exporting()
+        place, derived = (AT_PORTABLE, ()) if exported else (self._place, self._derived)
+        buffers = self._buffers  # nn.Module's __getattr__ would take as long as a small kernel
+        product: Tensor = packed_linear(
+            given,
+            buffers["qweight"],
+            buffers["scale"],
+            buffers["zero_point"],
+            bias,
+            derived,
+            self.columns,
+            self.group_size,
+            place,
+        )
+        return product if product.dtype == output_dtype else product.to(output_dtype)
+
+    def _choose(self) -> None:
+        device = self.qweight.device
+        if device.type == "meta":
+            self._kernel, self._derived = PORTABLE, ()
+        else:
+            product = product_of(self.codes, self.scheme, self.dtype)
+            self._kernel = self._offer.best(product)
+            with torch.no_grad():
+                self._derived = self._kernel.derive(self.codes, product)
+        self._place = located(self._kernel)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedMatrix:
+        super()._apply(fn, recurse)
+        self._choose()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._choose()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles choose anew: what was derived may mean nothing where they are read.
+        return {key: value for key, value in vars(self).items() if key not in _OF_THIS_MACHINE}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._choose()
+
+    def extra_repr(self) -> str:
+        more = f", {self._kernel.name}" if self._kernel != PORTABLE else ""
+        return f"{super().extra_repr()}{more}"
+
+    @property
     def _code_dtype(self) -> torch.dtype:
         return torch.uint8 if self.scheme.bits == 4 else torch.int8
 
-    def _codes(self, rows: slice | Tensor) -> Tensor:
-        stored = select_rows(self.qweight, rows)
-        return unpack_nibbles(stored, self.columns) if self.scheme.bits == 4 else stored
 
-    def _zero_points(self, rows: slice | Tensor) -> Tensor | int:
-        """Zero points in the terms of the stored codes."""
-        if self.zero_point is None:
-            return self.scheme.middle_code if self.scheme.bits == 4 else 0
-        if self.scheme.bits == 8:
-            return select_rows(self.zero_point, rows)
-        unpacked = unpack_nibbles(self.zero_point, self.rows * self.groups).view(self.rows, self.groups)
-        return select_rows(unpacked, rows)
+def _inputs_first(form: MatrixForm) -> bool | None:
+    """Whether a weight's shape is that of its matrix (False), or of the transposed matrix (True); None for others."""
+    if form == MatrixForm.rows_first((form.rows, form.columns)):
+        return False
+    return True if form == MatrixForm.along((form.columns, form.rows), 0) else None
+
+
+def _wants_plain_operators(input: Tensor) -> bool:
+    """Whether an operator of one's own would be in the way.
+
+    Nested inputs, traces that run elsewhere, and function transforms and forward-mode derivatives, whose results would
+    silently be zero.
+    """
+    if input.is_nested or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
 def _signed(codes: Tensor) -> Tensor:

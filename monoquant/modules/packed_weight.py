@@ -109,17 +109,6 @@ class PackedWeight(ExactBuffers, abc.ABC):
         return problems
 
 
-def select_rows(buffer: Tensor, rows: slice | Tensor) -> Tensor:
-    """Some rows of a buffer.
-
-    Args:
-        buffer: ``[n, ...]``.
-        rows: A slice, or int32 or int64 indices; negative ones and those out of range are an IndexError, as in torch's
-            embeddings.
-    """
-    return buffer.index_select(0, rows) if isinstance(rows, Tensor) else buffer[rows]
-
-
 def hash_tensors(state: hashlib._Hash, tensors: Sequence[Tensor]) -> None:
     """Add the bytes of tensors to a hash.
 

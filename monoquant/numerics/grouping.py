@@ -54,6 +54,17 @@ def from_groups(groups: Tensor, columns: int) -> Tensor:
     return groups.flatten(1)[:, :columns]
 
 
+def select_rows(buffer: Tensor, rows: slice | Tensor) -> Tensor:
+    """Some rows of a buffer.
+
+    Args:
+        buffer: ``[n, ...]``.
+        rows: A slice, or int32 or int64 indices; negative ones and those out of range are an IndexError, as in torch's
+            embeddings.
+    """
+    return buffer.index_select(0, rows) if isinstance(rows, Tensor) else buffer[rows]
+
+
 def row_chunks(rows: int, columns: int) -> Iterator[slice]:
     """Consecutive row ranges of about ``CHUNK_ELEMENTS`` elements, so that temporaries stay small.
 

@@ -17,6 +17,7 @@ from monoquant.context import QuantContext
 from monoquant.errors import ConfigError, require_flag
 from monoquant.fitting import Fit, Fitter
 from monoquant.folding import Folder
+from monoquant.kernels.choice import Offer
 from monoquant.modules.packed_layer import Represented
 from monoquant.passes.code_pack import refuse_large_scales
 from monoquant.passes.pack import PackPass, Represent
@@ -47,6 +48,8 @@ class Int4PackPass(PackPass):
             ``"auto"`` (default): gptq where there is a CalibrationPass, round_to_nearest elsewhere.
         correct_bias: Whether biases make up for what the error of a weight adds to its product on average, where
             calibration saw its inputs; default True.
+        exact: Whether kernels must be as exact as a float32 product. False (default) allows those that round inputs to
+            bfloat16 or INT8, which adds far less than the codes do; each is told.
     """
 
     single: ClassVar[bool] = True
@@ -56,6 +59,7 @@ class Int4PackPass(PackPass):
     scale_dtype: torch.dtype = torch.float16
     algorithm: WeightAlgorithm | None = attrs.field(default=None, converter=_chosen)
     correct_bias: bool = attrs.field(default=True, validator=_check_flag)
+    exact: bool = attrs.field(default=False, validator=_check_flag)
 
     def __attrs_post_init__(self) -> None:
         _ = self.scheme  # refuses bad settings now rather than in the run
@@ -66,6 +70,9 @@ class Int4PackPass(PackPass):
     @property
     def scheme(self) -> Scheme:
         return Scheme(4, self.group_size, self.symmetric, self.scale_dtype)
+
+    def offer(self, context: QuantContext) -> Offer:
+        return context.registry.offer(exact=self.exact)
 
     @property
     def scales_inputs(self) -> bool:

@@ -15,6 +15,9 @@ from monoquant.adapters.choice import Packable
 from monoquant.adapters.code import writer_of
 from monoquant.context import QuantContext
 from monoquant.errors import InputError, PassError, quoted
+from monoquant.kernels.base import Product
+from monoquant.kernels.choice import Offer, describe
+from monoquant.modules.kernel_compute import use_kernels, uses_kernels
 from monoquant.modules.packed_layer import PackedLayer, Represented
 from monoquant.modules.packed_module import is_trainable
 from monoquant.modules.packed_weight import PackedWeight
@@ -22,6 +25,7 @@ from monoquant.modules.storage import content_bytes, pack_weight
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.passes.base import Pass
 from monoquant.passes.calibration import CalibrationPass
+from monoquant.passes.kernel_notes import notes_on_kernels
 from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.report.table import format_bytes
 from monoquant.source import own_parameters, tensor_identity
@@ -46,6 +50,34 @@ class PackPass(Pass):
     def scheme(self) -> AnyScheme:
         """How the pass represents the layers it packs."""
         raise NotImplementedError(f"{type(self).__name__} must define its scheme")
+
+    def offer(self, context: QuantContext) -> Offer:
+        """Kernels that may multiply with what the pass packs; by default those as exact as float32.
+
+        Args:
+            context: Shared state.
+        """
+        return context.registry.offer(exact=True)
+
+    def compute(self, layer: str, packable: Packable, scheme: AnyScheme, context: QuantContext) -> str:
+        """How a layer will run, for the report.
+
+        Args:
+            layer: Its name.
+            packable: How it is packed.
+            scheme: The representation of its weights.
+            context: Shared state.
+        """
+        module = context.module(layer)
+        weights = context.readable_weights(layer, packable.forms)
+        if isinstance(scheme, Scheme) and uses_kernels(packable.adapter.mixin(module, scheme)):
+            (form,), (weight,) = packable.forms.values(), weights
+            # Weights without a device are planned for the one where most are quantized.
+            device = torch.device("cpu") if weight.is_meta else weight.device
+            product = Product(form.rows, form.columns, scheme, device, weight.dtype)
+            return describe(self.offer(context).best(product))
+        size = sum(weight.numel() * weight.element_size() for weight in weights)
+        return packable.adapter.compute(module, scheme).format(size=format_bytes(size))
 
     def scheme_for(self, layer: Layer, packable: Packable, context: QuantContext) -> AnyScheme | Obstacle:
         """How one layer is represented; most passes represent all alike.
@@ -82,7 +114,8 @@ class PackPass(Pass):
         for layer in self._open(context):
             if layer.name in taken:
                 packable, scheme = taken[layer.name]
-                context.decide(_decision(layer, packable, scheme, context))
+                compute = self.compute(layer.name, packable, scheme, context)
+                context.decide(_decision(layer, packable, scheme, compute, context))
                 context.report(self.notes(layer, packable, scheme, context))
 
     def _open(self, context: QuantContext) -> list[Layer]:
@@ -154,6 +187,7 @@ class PackPass(Pass):
                 context.report([*one.findings, *_underflow(layer.name, one.weight)])
                 if one.algorithm:
                     context.note_algorithm(layer.name, one.algorithm, one.input_rows)
+        context.report(notes_on_kernels([context.packed[layer.name] for layer in self.mine(context)]))
 
     def represented(
         self, layer: str, scheme: AnyScheme, represent: Represent, context: QuantContext
@@ -191,9 +225,11 @@ class PackPass(Pass):
             context: Shared state.
         """
         packed = {name: one.weight for name, one in weights.items()}
+        mixin = context.packable(layer).adapter.mixin(context.module(layer), scheme)
+        use_kernels(packed.values(), mixin, self.offer(context))
         return PackedLayer(
             weights=packed,
-            mixin=context.packable(layer).adapter.mixin(context.module(layer), scheme),
+            mixin=mixin,
             extras=self.extras(layer, packed, context),
             digests={name: one.digest for name, one in weights.items()},
             biases={name: value for one in weights.values() for name, value in one.biases.items()},
@@ -272,11 +308,8 @@ def _multiplies_integers(scheme: AnyScheme) -> bool:
     return isinstance(scheme, Scheme) and scheme.activations is not None
 
 
-def _decision(layer: Layer, packable: Packable, scheme: AnyScheme, context: QuantContext) -> Decision:
+def _decision(layer: Layer, packable: Packable, scheme: AnyScheme, compute: str, context: QuantContext) -> Decision:
     names = tuple(packable.forms)
-    module = context.module(layer.name)
-    size = sum(weight.numel() * weight.element_size() for weight in context.readable_weights(layer.name, names))
-    compute = packable.adapter.compute(module, scheme).format(size=format_bytes(size))
     what = "weight" if names == ("weight",) else ", ".join(names)
     reason = f"{layer.type.__name__} {what} to {scheme}"
     target = context.targets.get(layer.name)
