@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import monoquant as mq
+from tests.kernels.crooked import Fast
 
 QUIET: dict[str, Any] = {"accuracy_warning": "ignore"}
 
@@ -215,6 +216,19 @@ def test_what_a_pass_of_a_plugin_says_is_the_plugins(named: mq.Origin | None) ->
     others = {one.origin.name for one in report.findings if one.code == "rule-unmatched"}
     assert "monoquant" in others
     assert str(expected) not in others
+
+
+def test_monoquant_register_kernels() -> None:
+    """The preferred kernel multiplies, and the report names it."""
+
+    class Plugin:
+        @mq.hookimpl
+        def monoquant_register_kernels(self) -> Iterable[mq.Kernel]:
+            return [Fast()]
+
+    result = mq.quantize(build(), plugins=[Plugin()], exact=True, **QUIET)
+    assert [record.compute for record in result.report.layers] == ["multiplied by fast"] * 2
+    assert result.model[0].packed_weight.kernel == Fast()
 
 
 class NamesExporter(mq.Exporter):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import monoquant as mq
 from monoquant.hooks import specs
 from monoquant.numerics.matrix_form import MatrixForm
+from tests.kernels.crooked import Fast
 
 EVENTS: list[str] = []
 
@@ -154,6 +155,11 @@ class Everything:
         return [OwnPass()]
 
     @mq.hookimpl
+    def monoquant_register_kernels(self) -> Iterable[mq.Kernel]:
+        EVENTS.append("kernels")
+        return [Fast()]
+
+    @mq.hookimpl
     def monoquant_register_exporters(self) -> Iterable[mq.Exporter]:
         EVENTS.append("exporters")
         return [TextExporter()]
@@ -172,7 +178,7 @@ class Everything:
         EVENTS.append(f"after {type(pass_).__name__}{'' if error is None else ' failed'}")
 
 
-ASKED = ["skip_rules", "warning_checks", "module_adapters", "algorithms", "observers", "passes"]
+ASKED = ["skip_rules", "warning_checks", "module_adapters", "algorithms", "observers", "passes", "kernels"]
 
 
 @pytest.fixture(autouse=True)

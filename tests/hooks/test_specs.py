@@ -23,6 +23,7 @@ SIGNATURES: dict[str, tuple[dict[str, Any], Any]] = {
     "monoquant_register_algorithms": ({}, Iterable[mq.WeightAlgorithm]),
     "monoquant_register_observers": ({}, Iterable[mq.ObserverKind]),
     "monoquant_register_passes": (SCHEME, Iterable[mq.Pass]),
+    "monoquant_register_kernels": ({}, Iterable[mq.Kernel]),
     "monoquant_register_exporters": ({}, Iterable[mq.Exporter]),
     "monoquant_register_reporters": ({}, Iterable[mq.Reporter]),
     "monoquant_before_pass": (WATCHED, type(None)),
