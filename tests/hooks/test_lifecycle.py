@@ -236,8 +236,8 @@ def test_the_whole_order_of_an_int4_run(manager: mq.PluginManager, tmp_path: Pat
     assert mq.render_report(result.report, "line", plugins=manager) == (tmp_path / "model.line").read_text()
     mq.save(result, tmp_path / "model.safetensors", plugins=manager)
     mq.load(tmp_path / "model.safetensors", build(), plugins=manager)
-    asked, claims = EVENTS[:6], EVENTS[6:]
-    assert asked == ["exporters", "exporter", "reporters", "reporter", "exporters", "module_adapters"]
+    asked, claims = EVENTS[:7], EVENTS[7:]
+    assert asked == ["exporters", "exporter", "reporters", "reporter", "exporters", "module_adapters", "kernels"]
     assert set(claims) == {"adapter: Linear"}
     EVENTS.clear()
     result.model(torch.randn(3, 64))
