@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from monoquant.container import read_container, write_container
 from monoquant.errors import FileError
+from monoquant.kernels.base import EXACT
+from monoquant.kernels.op import PORTABLE
+from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.modules.packed_weight import PackedWeight
 from monoquant.modules.storage import empty_weight
 from monoquant.numerics.grouping import row_chunks
@@ -153,9 +157,37 @@ def survives_saving(packed: PackedWeight) -> bool:
             fresh.load_state_dict(read_container(path)[0], strict=True, assign=True)
         except (FileError, RuntimeError):
             return False
-    generator = torch.Generator("cpu").manual_seed(0)
-    probe = torch.randn(_PROBE_ROWS, packed.columns, generator=generator, device="cpu", dtype=torch.float32)
+    probe = _probe(packed)
     return torch.equal(_outputs(packed, probe), _outputs(fresh, probe))
+
+
+def _probe(packed: PackedWeight) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(_PROBE_ROWS, packed.columns, generator=generator, device="cpu", dtype=torch.float32)
+
+
+def multiplies_as_it_should(packed: PackedWeight) -> bool:
+    """Whether the kernel of a packed weight multiplies random inputs to within the error that it declares.
+
+    Args:
+        packed: The weight.
+
+    Returns:
+        True also where nothing but the portable kernel, which the others are held against, would multiply.
+    """
+    if not isinstance(packed, PackedMatrix) or packed.kernel == PORTABLE:
+        return True
+    probe, error, size = _probe(packed), Energy(), 0.0
+    with torch.no_grad():
+        found = packed.multiplied(probe.to(packed.layout.device, packed.dtype), None).cpu().float()
+    probe = probe.to(packed.dtype).float()
+    for rows in row_chunks(packed.rows, packed.columns):
+        weight = packed.dequantized_rows(rows).cpu().float()
+        error += measure(probe @ weight.T, found[:, rows])
+        # What the energy would be if the terms of the sums had random signs: a product may be small by chance.
+        size += float((probe.square() @ weight.square().T).sum(dtype=torch.float64))
+    allowed = max(packed.kernel.relative_error, EXACT) + torch.finfo(packed.dtype).eps
+    return not error.noise > allowed**2 * size and math.isfinite(error.noise)
 
 
 def _temporary_folder() -> TemporaryDirectory[str]:

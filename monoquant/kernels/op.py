@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -95,7 +95,7 @@ _LIBRARY.impl("packed_linear", _run, "CompositeExplicitAutograd")  # type: ignor
 torch.library.register_fake(_NAME, _shape, lib=_LIBRARY)
 torch.library.register_autograd(_NAME, _gradients, setup_context=_remember, lib=_LIBRARY)
 
-packed_linear = torch.ops.monoquant.packed_linear.default
+packed_linear: Callable[..., Tensor] = torch.ops.monoquant.packed_linear.default
 """``input @ weight.T + bias`` with a packed weight.
 
 Args:
@@ -108,3 +108,30 @@ Args:
 Returns:
     ``[..., rows]`` in the input's dtype. Gradients of input and bias are those of the exact product.
 """
+
+
+def multiply(
+    input: Tensor,
+    packed: tuple[Tensor | None, Tensor | None, Tensor | None],
+    bias: Tensor | None,
+    derived: tuple[Tensor, ...],
+    columns: int,
+    group_size: int,
+    kernel: str,
+) -> Tensor:
+    """Call the operator.
+
+    Args:
+        input: As of the operator; so are the others.
+        packed: qweight, scale and zero_point.
+        bias: As of the operator.
+        derived: As of the operator.
+        columns: As of the operator.
+        group_size: As of the operator.
+        kernel: As of the operator.
+    """
+    wants_gradients = torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
+    if wants_gradients or torch.compiler.is_compiling():
+        return packed_linear(input, *packed, bias, derived, columns, group_size, kernel)
+    with torch._C._AutoDispatchBelowAutograd():  # asking torch whether there is nothing to do takes longer than this
+        return packed_linear(input, *packed, bias, derived, columns, group_size, kernel)

@@ -55,20 +55,16 @@ def multiply_tiles(inputs: Tensor, codes: Codes, bias: Tensor | None, *, centred
     Returns:
         float32 ``[n, rows]``.
     """
-    start = torch.zeros(codes.rows) if bias is None else bias.float()
     centred = centred or codes.zero_point is None or not _begins_at_bytes(codes)
+    if centred and codes.rows * codes.columns <= TILE_ELEMENTS:
+        ((_, weight),) = _tiles(codes, centred=True)
+        return functional.linear(inputs, weight, None if bias is None else bias.float())
+    start = torch.zeros(codes.rows) if bias is None else bias.float()
     if centred:
         output = start.expand(len(inputs), -1)
     else:
         output = torch.addmm(start, _group_sums(inputs, codes), _offsets(codes, slice(None)).t(), alpha=-1)
     tiles = _tiles(codes, centred=centred)
-    if codes.rows * codes.columns <= TILE_ELEMENTS:
-        ((_, weight),) = tiles
-        return (
-            functional.linear(inputs, weight, None if bias is None else start)
-            if centred
-            else torch.addmm(output, inputs, weight.t())
-        )
     if len(inputs) <= _FEW_INPUTS:
         columns, flipped = inputs.t().contiguous(), inputs.new_empty(codes.rows, len(inputs))
         for rows, tile in tiles:

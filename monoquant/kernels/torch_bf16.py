@@ -49,19 +49,16 @@ class TorchBf16(ProductKernel):
         return torch.cat(blocks), torch.stack([scale, middle], dim=-1).to(torch.bfloat16)
 
     def multiply(self, inputs: Tensor, codes: Codes, derived: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
-        if len(inputs) >= _FEWER_INPUTS or not len(inputs):
+        if not 0 < inputs.shape[0] < _FEWER_INPUTS:
             return multiply_tiles(inputs.float(), codes, bias, centred=False).to(inputs.dtype)
         packed, parameters = derived
-        rounded = functional.pad(inputs, (0, _padded_columns(codes) - codes.columns)).to(torch.bfloat16)
+        missing = _padded_columns(codes) - codes.columns
+        rounded = (functional.pad(inputs, (0, missing)) if missing else inputs).to(torch.bfloat16)
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(rounded, packed, codes.group_size, parameters)
-        output: Tensor = product[:, : codes.rows]
-        if bias is not None:
-            return (
-                output.add(bias.to(inputs.dtype))
-                if inputs.dtype == output.dtype
-                else output.to(inputs.dtype).add_(bias)
-            )
-        return output.to(inputs.dtype).contiguous()
+        output: Tensor = product if product.shape[1] == codes.rows else product[:, : codes.rows].contiguous()
+        if output.dtype != inputs.dtype:
+            output = output.to(inputs.dtype)
+        return output if bias is None else output.add_(bias.to(inputs.dtype))
 
 
 def _padded_columns(codes: Codes) -> int:

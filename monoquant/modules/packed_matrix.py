@@ -14,7 +14,7 @@ from torch.nn import functional
 from monoquant.errors import ConfigError, InputError
 from monoquant.kernels.base import Codes, ProductKernel, located, product_of
 from monoquant.kernels.choice import Offer
-from monoquant.kernels.op import AT_PORTABLE, PORTABLE, packed_linear
+from monoquant.kernels.op import AT_PORTABLE, PORTABLE, multiply
 from monoquant.kernels.portable import dequantized, zero_points
 from monoquant.modules.packed_weight import PackedWeight, hash_tensors
 from monoquant.numerics.affine import GroupCodes, round_to_nearest
@@ -259,17 +259,8 @@ class PackedMatrix(PackedWeight):
         exported = torch.compiler.is_exporting()
         place, derived = (AT_PORTABLE, ()) if exported else (self._place, self._derived)
         buffers = self._buffers  # nn.Module's __getattr__ would take as long as a small kernel
-        product: Tensor = packed_linear(
-            given,
-            buffers["qweight"],
-            buffers["scale"],
-            buffers["zero_point"],
-            bias,
-            derived,
-            self.columns,
-            self.group_size,
-            place,
-        )
+        packed = (buffers["qweight"], buffers["scale"], buffers["zero_point"])
+        product = multiply(given, packed, bias, derived, self.columns, self.group_size, place)
         return product if product.dtype == output_dtype else product.to(output_dtype)
 
     def _choose(self) -> None:

@@ -15,9 +15,11 @@ from monoquant.measurement import (
     is_finite,
     measure_product,
     measure_weight,
+    multiplies_as_it_should,
     survives_saving,
 )
 from monoquant.modules.integer_compute import IntegerCompute
+from monoquant.modules.kernel_compute import uses_kernels
 from monoquant.modules.packed_layer import PackedLayer
 from monoquant.modules.reparametrized import refresh
 from monoquant.numerics.metrics import Energy, measure
@@ -32,11 +34,12 @@ from monoquant.summary import headline_sqnr, model_bytes
 from monoquant.values import Finding, Severity
 from monoquant.verdict import policy_validator
 
-_CODES, _SAVING, _RANGE = "codes-differ", "saving-failed", "range-invalid"
+_CODES, _SAVING, _RANGE, _PRODUCT = "codes-differ", "saving-failed", "range-invalid", "product-differs"
 _MESSAGES = {
     _CODES: "layer {name!r}: the packed weight does not unpack to the codes that were chosen for it",
     _SAVING: "layer {name!r}: the packed weight does not survive saving and loading",
     _RANGE: "layer {name!r}: the dequantized weight is not finite in the layer's dtype",
+    _PRODUCT: "layer {name!r}: its kernel multiplies to something else than the dequantized weight does",
 }
 
 
@@ -178,6 +181,8 @@ def _failed_checks(packed: PackedLayer) -> list[str]:
         _SAVING: all(map(survives_saving, weights.values())),
         _RANGE: all(map(is_finite, weights.values())),
     }
+    if uses_kernels(packed.mixin):
+        outcomes[_PRODUCT] = all(map(multiplies_as_it_should, weights.values()))
     return [code for code, passed in outcomes.items() if not passed]
 
 
@@ -199,4 +204,6 @@ def _finding(code: str, name: str) -> Finding:
     remedy = "Do not ship this result; a pass changed the packed weight, or memory is faulty."
     if code == _RANGE:
         remedy = "Keep it in float, or convert the model to a dtype with a larger range, such as bfloat16."
+    if code == _PRODUCT:
+        remedy = "Block the plugin that brings the kernel, and tell its authors; exact=True may choose another one."
     return Finding(code, Severity.CRITICAL, f"CRITICAL: {_MESSAGES[code].format(name=name)}.", name, remedy)

@@ -60,6 +60,15 @@ class Wrong(Fast):
         return super().multiply(inputs, codes, derived, bias) + 1
 
 
+class WrongInLargeMatrices(Fast):
+    """Adds one to each output, where nobody tries it."""
+
+    name: ClassVar[str] = "wrong-in-large-matrices"
+
+    def multiply(self, inputs: Tensor, codes: Codes, derived: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
+        return super().multiply(inputs, codes, derived, bias) + (codes.columns > 500)
+
+
 class Flat(Portable):
     """Answers in another shape."""
 

@@ -190,6 +190,24 @@ def test_a_kernel_that_computes_something_else_is_left_out_and_told(tmp_path: ob
     assert sum("Careless 3" in str(one.message) for one in caught) == 2
 
 
+def test_a_kernel_that_is_wrong_in_one_layer_fails_the_build() -> None:
+    """What the trials on small matrices did not find is found in the layer, before anybody gets the model."""
+
+    class Careless:
+        @mq.hookimpl
+        def monoquant_register_kernels(self) -> list[mq.Kernel]:
+            return [crooked.WrongInLargeMatrices()]
+
+    large = nn.Sequential(nn.Linear(64, 512), nn.Linear(512, 64))
+    with pytest.raises(mq.ValidationError, match="layer '1': its kernel multiplies to something else") as caught:
+        mq.quantize(large, plugins=[Careless()], exact=True, **QUIET)
+    assert caught.value.layers == ("1",)
+    report = mq.quantize(large, plugins=[Careless()], exact=True, on_failure="ignore", **QUIET).report
+    (told,) = [finding for finding in report.findings if finding.code == "product-differs"]
+    assert told.severity is mq.Severity.CRITICAL
+    assert "Block the plugin" in told.remedy
+
+
 def test_a_kernel_that_nobody_could_import_is_an_error() -> None:
     """A compiled graph or a pickle refers to its class by name."""
 
