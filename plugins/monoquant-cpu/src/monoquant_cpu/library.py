@@ -15,6 +15,8 @@ from torch import Tensor
 
 from monoquant_cpu.interface import DTYPES, ISAS, OUT_OF_MEMORY, VERSION, Matrix, QuantizeTask
 
+MOST_THREADS = 1024
+"""More are a mistake, and int32 ends somewhere."""
 REINSTALL = "reinstall monoquant-cpu where a C++17 compiler is"
 
 
@@ -46,9 +48,12 @@ class Library:
         native.mq_quantize.argtypes = (c_int32, POINTER(QuantizeTask), c_int32)
         self._products: dict[str, Any] = products
         self._quantize: Any = native.mq_quantize
-        codes = {isa: code for code, isa in enumerate(ISAS) if native.mq_supports(code)}
-        self.isas = tuple(reversed(codes))
-        self._isa_codes: dict[str | None, int] = {**codes, None: codes[self.isas[0]]} if codes else {}
+        self._isa_codes: dict[str | None, int] = {
+            isa: code for code, isa in enumerate(ISAS) if native.mq_supports(code)
+        }
+        self.isas = tuple(isa for isa in reversed(ISAS) if isa in self._isa_codes)
+        if self.isas:
+            self._isa_codes[None] = self._isa_codes[self.isas[0]]
 
     def product(
         self,
@@ -90,12 +95,14 @@ class Library:
         if function is None:
             raise ConfigError(f"kind={kind!r}: give 'int8' or 'float'")
         _check_numbers(columns, group_size, threads)
-        rows, count = len(qweight), len(x)
+        # A tensor without dimensions has the wrong shape, whatever its length is taken for.
+        rows = qweight.shape[0] if qweight.dim() else 1
+        count = x.shape[0] if x.dim() else 1
         _check_matrix(qweight, scale, zero_point, rows, columns, group_size)
         _check("x", x, torch.float32, (count, columns))
         if bias is not None:
             _check("bias", bias, torch.float32, (rows,))
-        out = torch.empty(count, rows)
+        out = x.new_empty(count, rows)
         if count == 0:
             return out
         matrix = Matrix(
@@ -218,8 +225,8 @@ def _check_numbers(columns: int, group_size: int, threads: int) -> None:
         raise ConfigError(f"columns={columns}: give a whole number >= 1")
     if not 1 <= group_size <= columns:
         raise ConfigError(f"group_size={group_size} for {columns} columns: give a whole number from 1 to {columns}")
-    if threads < 1:
-        raise ConfigError(f"threads={threads}: give a whole number >= 1")
+    if not 1 <= threads <= MOST_THREADS:
+        raise ConfigError(f"threads={threads}: give a whole number from 1 to {MOST_THREADS}")
 
 
 def _check_matrix(
