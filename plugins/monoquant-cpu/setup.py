@@ -189,7 +189,8 @@ class BuildWheel(bdist_wheel):
         return "py3", "none", platform
 
 
-setup(
-    distclass=NativeDistribution,
-    cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": BuildWheel},
-)
+if __name__ == "__main__":  # the tests import this file
+    setup(
+        distclass=NativeDistribution,
+        cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": BuildWheel},
+    )
