@@ -18,7 +18,7 @@ from monoquant.modules.packed_matrix import PackedMatrix
 from torch import Tensor
 
 from monoquant_cpu import Library, Unavailable, load
-from monoquant_cpu.interface import ISAS, VERSION, Matrix, QuantizeTask
+from monoquant_cpu.interface import ISAS, MATRIX, VERSION, QuantizeTask
 from monoquant_cpu.library import open_library
 
 ROWS, COLUMNS, GROUP, COUNT = 5, 70, 32, 3
@@ -68,7 +68,7 @@ def test_instruction_sets_are_named_the_fastest_first(library: Library) -> None:
 
 
 def test_structs_are_those_of_c() -> None:
-    assert (ctypes.sizeof(Matrix), Matrix.scale_dtype.offset) == (56, 48)
+    assert MATRIX.size == 56
     assert (ctypes.sizeof(QuantizeTask), QuantizeTask.qweight.offset) == (88, 56)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_int32, c_int64, c_void_p
+from struct import Struct
 from typing import ClassVar
 
 import torch
@@ -16,18 +17,9 @@ ISAS = ("avx2", "avx_vnni", "avx512", "avx512_vnni", "neon")
 """By their number in C; of those of one machine, the fastest last."""
 
 
-class Matrix(ctypes.Structure):
-    """``mq_matrix``."""
-
-    _fields_: ClassVar = [
-        ("qweight", c_void_p),
-        ("scale", c_void_p),
-        ("zero_point", c_void_p),
-        ("rows", c_int64),
-        ("columns", c_int64),
-        ("group_size", c_int64),
-        ("scale_dtype", c_int32),
-    ]
+MATRIX = Struct("@PPPqqqi0q")
+"""``mq_matrix``, made in less time than a ctypes.Structure: qweight, scale, zero_point (0: none), rows, columns,
+group_size, scale_dtype."""
 
 
 class QuantizeTask(ctypes.Structure):

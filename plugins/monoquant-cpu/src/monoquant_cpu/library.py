@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, byref, c_int32, c_int64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 from monoquant.errors import ConfigError, InputError, PluginError
 from torch import Tensor
 
-from monoquant_cpu.interface import DTYPES, ISAS, OUT_OF_MEMORY, VERSION, Matrix, QuantizeTask
+from monoquant_cpu.interface import DTYPES, ISAS, MATRIX, OUT_OF_MEMORY, VERSION, QuantizeTask
 
 MOST_THREADS = 1024
 """More are a mistake, and int32 ends somewhere."""
@@ -44,7 +44,7 @@ class Library:
     def __init__(self, native: ctypes.CDLL) -> None:
         products = {"int8": native.mq_product_int8, "float": native.mq_product_float}
         for function in products.values():
-            function.argtypes = (c_int32, POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int32)
+            function.argtypes = (c_int32, c_char_p, c_void_p, c_int64, c_void_p, c_void_p, c_int32)
         native.mq_quantize.argtypes = (c_int32, POINTER(QuantizeTask), c_int32)
         self._products: dict[str, Any] = products
         self._quantize: Any = native.mq_quantize
@@ -105,10 +105,10 @@ class Library:
         out = x.new_empty(count, rows)
         if count == 0:
             return out
-        matrix = Matrix(
+        matrix = MATRIX.pack(
             qweight.data_ptr(),
             scale.data_ptr(),
-            None if zero_point is None else zero_point.data_ptr(),
+            0 if zero_point is None else zero_point.data_ptr(),
             rows,
             columns,
             group_size,
@@ -116,7 +116,7 @@ class Library:
         )
         status = function(
             code,
-            byref(matrix),
+            matrix,
             x.data_ptr(),
             count,
             None if bias is None else bias.data_ptr(),
