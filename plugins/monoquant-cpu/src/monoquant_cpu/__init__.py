@@ -1,0 +1,7 @@
+"""INT4 weights packed and multiplied by native CPU kernels."""
+
+from __future__ import annotations
+
+from monoquant_cpu.library import Library, Unavailable, load
+
+__all__ = ["Library", "Unavailable", "load"]
