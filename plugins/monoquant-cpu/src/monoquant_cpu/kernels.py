@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from monoquant_cpu.library import Library, Unavailable, load
+from monoquant import Codes, Energy, Product, ProductKernel, RoundingKernel, Scheme
 from torch import Tensor
 
-from monoquant import Codes, Energy, Product, ProductKernel, RoundingKernel, Scheme
+from monoquant_cpu.library import Library, Unavailable, load
 
 
 def obstacle_of(device: torch.device, dtype: torch.dtype, scheme: Scheme) -> str | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import monoquant as mq
+
 from monoquant_cpu.kernels import CpuFloat, CpuInt8, CpuRounding
 from monoquant_cpu.library import Unavailable, load
-
-import monoquant as mq
 
 
 class NativeKernelsCheck(mq.WarningCheck):
