@@ -7,13 +7,13 @@ from torch import Tensor
 
 from monoquant.modules.half_weight import HalfWeight
 from monoquant.modules.packed_matrix import PackedMatrix
-from monoquant.modules.packed_weight import PackedWeight
+from monoquant.modules.packed_weight import Intended, PackedWeight
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.numerics.memory import stored_bytes
 from monoquant.values import AnyScheme, HalfScheme
 
 
-def pack_weight(weight: Tensor, scheme: AnyScheme, form: MatrixForm) -> tuple[PackedWeight, str]:
+def pack_weight(weight: Tensor, scheme: AnyScheme, form: MatrixForm) -> tuple[PackedWeight, Intended]:
     """Represent a weight by a scheme.
 
     Args:
@@ -22,7 +22,7 @@ def pack_weight(weight: Tensor, scheme: AnyScheme, form: MatrixForm) -> tuple[Pa
         form: How the tensor is a matrix.
 
     Returns:
-        The packed weight, and the digest of what it must hold.
+        The packed weight, and what it must hold.
     """
     if isinstance(scheme, HalfScheme):
         return HalfWeight.pack(weight, scheme, form)
