@@ -10,6 +10,7 @@
 - Choose layers: :class:`TypeRule`, :class:`NameRule`, :class:`ThresholdRule`, or subclasses of :class:`SkipRule`.
 - Multiply: :func:`choose_kernels`, or subclasses of :class:`ProductKernel` and :class:`RoundingKernel`.
 - Judge: :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of :class:`WarningCheck`.
+- Files larger than memory: :func:`quantize_file`.
 - Keep: :func:`save`, :func:`load`, :func:`load_report`, :func:`save_report`, :func:`render_report`.
 - Teach it a kind of module: :class:`ParameterAdapter`, or subclasses of :class:`ModuleAdapter`.
 - Test what you add: :mod:`monoquant.testing`.
@@ -34,6 +35,7 @@ from monoquant.api import (
     load,
     load_report,
     quantize,
+    quantize_file,
     render_report,
     save,
     save_report,
@@ -198,6 +200,7 @@ __all__ = [
     "load",
     "load_report",
     "quantize",
+    "quantize_file",
     "render_report",
     "save",
     "save_report",

@@ -10,23 +10,25 @@ import secrets
 import shutil
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import attrs
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from monoquant.errors import FileError
+from monoquant.errors import FileError, MonoquantError
 from monoquant.numerics.memory import byte_view
 
 HASHES_KEY = "tensors.sha256"
 METADATA_HASH_KEY = "metadata.sha256"
 _METADATA = "__metadata__"
+_LENGTH = struct.Struct("<Q")
 _TEMPORARY_SUFFIX = ".monoquant-tmp"
-_DTYPE_CODES = {
+DTYPE_CODES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -58,13 +60,11 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
     """
     refuse_unknown_kinds(tensors)
     on_disk = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    hashes = {name: hash_of(name, tensor) for name, tensor in on_disk.items()}
-    texts = {**metadata, HASHES_KEY: " ".join(hashes[name] for name in sorted(hashes))}
-    texts[METADATA_HASH_KEY] = _hash_of_texts(texts)
-    header, order = _header(on_disk, texts)
+    slots = arranged(on_disk)
+    header = header_of(slots, sealed(metadata, {name: hash_of(name, tensor) for name, tensor in on_disk.items()}))
     with replacement(path) as file:
         file.write(header)
-        for name in order:
+        for name in slots:
             file.write(byte_view(on_disk[name]))
 
 
@@ -82,30 +82,78 @@ def refuse_unknown_kinds(tensors: Mapping[str, Tensor]) -> None:
     if _METADATA in tensors:
         raise FileError(f"no tensor may be called {_METADATA!r} in a safetensors file: rename it")
     strange = [
-        name for name, tensor in tensors.items() if tensor.dtype not in _DTYPE_CODES or tensor.layout != torch.strided
+        name for name, tensor in tensors.items() if tensor.dtype not in DTYPE_CODES or tensor.layout != torch.strided
     ]
     if strange:
         dtypes = ", ".join(f"{name} ({tensors[name].dtype}, {tensors[name].layout})" for name in strange)
         raise FileError(f"safetensors files cannot hold these tensors: {dtypes}; convert them first")
 
 
-def _header(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> tuple[bytes, list[str]]:
-    """Header of a safetensors file, and the order of its tensors: wide elements first, so that all are aligned.
+@attrs.frozen
+class Slot:
+    """Where a tensor is in a file.
 
-    Written here because the library's own writer needs NumPy, which nothing else here does.
+    Args:
+        dtype: Its dtype.
+        shape: Its shape.
+        start: Its first byte, behind the header.
+        end: The byte behind its last one.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {_METADATA: dict(texts)}
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def arranged(tensors: Mapping[str, Tensor]) -> dict[str, Slot]:
+    """Places of tensors in a file: wide elements first, so that all are aligned.
+
+    Args:
+        tensors: By name; meta tensors are fine.
+
+    Returns:
+        Places in their order.
+    """
+    slots: dict[str, Slot] = {}
     start = 0
-    for name in order:
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
         tensor = tensors[name]
         end = start + tensor.numel() * tensor.element_size()
-        code = _DTYPE_CODES[tensor.dtype]
-        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        slots[name] = Slot(tensor.dtype, tuple(tensor.shape), start, end)
         start = end
+    return slots
+
+
+def header_of(slots: Mapping[str, Slot], texts: Mapping[str, str], room: int = 0) -> bytes:
+    """All that comes before the tensors in a safetensors file.
+
+    Written here because the library's own writer needs NumPy, which nothing else here does.
+
+    Args:
+        slots: As :func:`arranged` gives them.
+        texts: As :func:`sealed` gives them.
+        room: Bytes that it is to take if it does not need more; default: as few as possible.
+    """
+    header: dict[str, object] = {_METADATA: dict(texts)}
+    for name, slot in slots.items():
+        offsets = [slot.start, slot.end]
+        header[name] = {"dtype": DTYPE_CODES[slot.dtype], "shape": list(slot.shape), "data_offsets": offsets}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(room - _LENGTH.size)
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text, order
+    return _LENGTH.pack(len(text)) + text
+
+
+def sealed(metadata: Mapping[str, str], hashes: Mapping[str, str]) -> dict[str, str]:
+    """Metadata with the hashes that :func:`read_container` verifies.
+
+    Args:
+        metadata: Texts by key.
+        hashes: By the name of their tensor, as :func:`hash_of` gives them.
+    """
+    texts = {**metadata, HASHES_KEY: " ".join(hashes[name] for name in sorted(hashes))}
+    return {**texts, METADATA_HASH_KEY: _hash_of_texts(texts)}
 
 
 def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -161,9 +209,20 @@ def hash_of(name: str, tensor: Tensor) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    state = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+    state = begun_hash(name, tensor.dtype, tensor.shape)
     state.update(byte_view(tensor))
     return state.hexdigest()
+
+
+def begun_hash(name: str, dtype: torch.dtype, shape: Sequence[int]) -> hashlib._Hash:
+    """What :func:`hash_of` comes to when the tensor's bytes are added.
+
+    Args:
+        name: Its name in the file.
+        dtype: Its dtype.
+        shape: Its shape.
+    """
+    return hashlib.sha256(f"{name} {dtype} {list(shape)} ".encode())
 
 
 def _hash_of_texts(texts: Mapping[str, str]) -> str:
@@ -188,7 +247,7 @@ def _verify(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
 
 @contextmanager
 def replacement(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes another's place when all has been written to it, and leaves no trace otherwise.
+    """A file, to be written and read, that takes another's place when all is in it, and leaves no trace otherwise.
 
     Args:
         path: Target; replaced if it exists, kept as it was if anything fails.
@@ -203,11 +262,13 @@ def replacement(path: Path) -> Iterator[BinaryIO]:
     temporary = _temporary(path)
     try:
         _remove_litter(path)
-        with temporary.open("xb") as file:
+        with temporary.open("x+b") as file:
             yield file
             _flush(file)
         temporary.replace(path)
         _flush_folder(folder)
+    except MonoquantError:
+        raise
     except (OSError, ValueError) as error:
         raise FileError(f"{path}: cannot be written ({error}); the file is as it was before") from error
     finally:

@@ -13,7 +13,9 @@ from monoquant.algorithms.clean import InputStatistics, solve
 from monoquant.algorithms.round_to_nearest import RoundToNearest
 from monoquant.context import QuantContext
 from monoquant.errors import quoted
+from monoquant.kernels.choice import best_rounding
 from monoquant.modules.packed_matrix import PackedMatrix
+from monoquant.modules.packed_weight import Intended
 from monoquant.numerics.affine import GroupCodes, dequantize
 from monoquant.numerics.metrics import Energy, energy_of
 from monoquant.statistics.collector import RowStatistics
@@ -32,7 +34,7 @@ class Fit:
 
     Args:
         weight: The packed weight.
-        digest: Of the codes, taken before they were packed.
+        intended: What it must hold.
         algorithm: What chose them, for the report.
         shift: float32 ``[rows]``, what the error of the weight adds to the product on average; a bias without it makes
             the mean of the output exact. None if inputs are not known.
@@ -41,7 +43,7 @@ class Fit:
     """
 
     weight: PackedMatrix
-    digest: str
+    intended: Intended
     algorithm: str
     shift: Tensor | None = None
     input_rows: int | None = None
@@ -104,15 +106,17 @@ class Fitter:
         known = context.input_statistics(layer, name) if self._algorithm.needs else ()
         dtype = context.weight(layer, name).dtype
         if type(self._algorithm) is RoundToNearest or (self._algorithm.needs and not known):
-            weight, digest = PackedMatrix.pack(context.weight(layer, name), scheme, form)
+            given = context.weight(layer, name)
+            rounding = best_rounding(context.registry.rounding_kernels, given.dtype, given.device, scheme)
+            weight, intended = PackedMatrix.pack(given, scheme, form, rounding)
             reason = _unseen(context.module(layer))
             found = [_fell_back(layer, name, self._algorithm.name, reason)] if self._was_asked_for(layer, name) else []
-            return Fit(weight, digest, _NEAREST.name, input_rows=0 if found else None, findings=tuple(found))
+            return Fit(weight, intended, _NEAREST.name, input_rows=0 if found else None, findings=tuple(found))
         parts = list(self._parts(layer, name, known, scheme))
-        weight, digest = PackedMatrix.from_codes(_joined([part.codes for part in parts]), scheme, form, dtype)
+        weight, intended = PackedMatrix.from_codes(_joined([part.codes for part in parts]), scheme, form, dtype)
         shift = torch.cat([part.shift for part in parts]) if known else None
         findings = tuple(self._findings(layer, name, parts, known))
-        return Fit(weight, digest, self._used(parts), shift, _fewest(known, weight.rows), findings)
+        return Fit(weight, intended, self._used(parts), shift, _fewest(known, weight.rows), findings)
 
     def _was_asked_for(self, layer: str, name: str) -> bool:
         wanted = self._context.leading(layer, name) in self._context.wanted_moments

@@ -19,7 +19,7 @@ from monoquant.kernels.op import PORTABLE
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.modules.packed_weight import PackedWeight
 from monoquant.modules.storage import empty_weight
-from monoquant.numerics.grouping import row_chunks
+from monoquant.numerics.grouping import row_blocks, row_chunks
 from monoquant.numerics.metrics import Energy, energy_of, measure
 from monoquant.numerics.reference import gaussian_reference
 from monoquant.observers import Call
@@ -71,15 +71,20 @@ def measure_weight(
     working = torch.float64 if double else torch.float32
     seen = None if inputs is None or not len(inputs) else inputs.to(original.device, working)
     matrix = packed.form.to_matrix(original.detach())
-    for rows in row_chunks(packed.rows, packed.columns):
-        reference = matrix[rows].to(working)
-        approximation = packed.dequantized_rows(rows).to(working)
-        weight += measure(reference, approximation)
-        if seen is not None:
-            noise = seen @ (reference - approximation).T
-            if correction is not None:
-                noise -= correction[rows].to(noise)
-            output += energy_of(seen @ reference.T, noise)
+    for block in row_blocks(packed.rows, packed.columns):
+        # Summed as a kernel does that measures while it packs, block by block.
+        subtotal = Energy()
+        for chunk in row_chunks(block.stop - block.start, packed.columns):
+            rows = slice(block.start + chunk.start, block.start + chunk.stop)
+            reference = matrix[rows].to(working)
+            approximation = packed.dequantized_rows(rows).to(working)
+            subtotal += measure(reference, approximation)
+            if seen is not None:
+                noise = seen @ (reference - approximation).T
+                if correction is not None:
+                    noise -= correction[rows].to(noise)
+                output += energy_of(seen @ reference.T, noise)
+        weight += subtotal
     standard = gaussian_reference(packed.scheme, packed.columns).times(packed.rows)
     return Measurement(weight, standard, output, len(seen)) if seen is not None else Measurement(weight, standard)
 

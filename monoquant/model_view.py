@@ -42,6 +42,7 @@ class ModelView:
         plan: Decisions by layer name.
         packed: Packed layers by name.
         rescaling: Factors that were moved between parameters.
+        magnitudes: Largest absolute values of weights on the meta device, by layer and weight, where they are known.
     """
 
     model: nn.Module = attrs.field(metadata=written("no phase", "CalibrationPass", "BudgetPass", "ValidationPass"))
@@ -51,6 +52,7 @@ class ModelView:
     plan: dict[str, Decision] = attrs.field(factory=dict, init=False, metadata=written("any"))
     packed: dict[str, PackedLayer] = attrs.field(factory=dict, init=False, metadata=written("run", "PackPass"))
     rescaling: Rescaling = attrs.field(factory=Rescaling, init=False, metadata=written("run", "Int4PackPass"))
+    magnitudes: Mapping[tuple[str, str], float] = attrs.field(factory=dict, kw_only=True)
     _replaced_weights: dict[tuple[str, str], Tensor] = attrs.field(factory=dict, init=False, metadata=written("any"))
     _examined: dict[str, Packable | Obstacle] = attrs.field(factory=dict, init=False)
     _readable: dict[str, dict[str, Tensor]] = attrs.field(factory=dict, init=False)

@@ -104,7 +104,7 @@ class Quantizer:
         """
         require_flag("measured", measured)
         if not measured:
-            return self._planned(_as_module(model)).decisions()
+            return self.planned(_as_module(model)).decisions()
         return self._measured(_as_module(model)).decisions()
 
     def weigh(self, model: nn.Module | Mapping[str, Tensor]) -> Tradeoff:
@@ -126,8 +126,8 @@ class Quantizer:
         return found
 
     def _measured(self, model: nn.Module) -> QuantContext:
-        context = self._planned(model)
-        _require_work(context)
+        context = self.planned(model)
+        require_work(context)
         stepper = self._stepper(context)
         with torch.inference_mode(False):
             stepper.each("prepare")
@@ -160,9 +160,9 @@ class Quantizer:
             return self._run(_as_module(model), inplace)
 
     def _run(self, model: nn.Module, inplace: bool) -> QuantResult:
-        context = self._planned(model)
-        _require_work(context)
-        target = model if inplace else copy_without_weights(model, _quantized(context))
+        context = self.planned(model)
+        require_work(context)
+        target = model if inplace else copy_without_weights(model, quantized_weights(context))
         stepper = self._stepper(context)
         stepper.each("prepare")
         for index in range(len(stepper.steps)):
@@ -171,8 +171,23 @@ class Quantizer:
         convert_in_place(target, context.packed, context.rescaling.parameters)
         return QuantResult(target, _info(report), report)
 
-    def _planned(self, model: nn.Module) -> QuantContext:
-        context = QuantContext(model, self.scheme, inventory(model), self.registry)
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All passes with who brought them, in the order in which they run."""
+        return self._pipeline.steps
+
+    def planned(self, model: nn.Module, magnitudes: Mapping[tuple[str, str], float] | None = None) -> QuantContext:
+        """A run up to the plan, for who does the work in another way.
+
+        Args:
+            model: The float model, left alone; weights on the meta device are fine.
+            magnitudes: Largest absolute values of such weights, by layer and weight, where they are known; default:
+                none are.
+
+        Returns:
+            The state that passes share, the plan final.
+        """
+        context = QuantContext(model, self.scheme, inventory(model), self.registry, magnitudes=magnitudes or {})
         context.report([*self._pipeline.notes, *_blocked(self.registry), *_disabled(self.registry)])
         self._stepper(context).each("plan")
         for layer in context.undecided():
@@ -224,14 +239,27 @@ def _left_alone(layer: str, context: QuantContext) -> Decision:
     return Decision(layer, Action.SKIP, reason, target.rule, target.origin, obstacle.remedy)
 
 
-def _quantized(context: QuantContext) -> dict[str, tuple[str, ...]]:
+def quantized_weights(context: QuantContext) -> dict[str, tuple[str, ...]]:
+    """Names of the weights that will be packed, by layer.
+
+    Args:
+        context: The run; the plan is final.
+    """
     decisions = context.decisions()
     return {decision.layer: decision.weights for decision in decisions if decision.action is Action.QUANTIZE}
 
 
-def _require_work(context: QuantContext) -> None:
+def require_work(context: QuantContext) -> None:
+    """Refuse models of which nothing would be packed.
+
+    Args:
+        context: The run; the plan is final.
+
+    Raises:
+        InputError: With the reason for each layer.
+    """
     decisions = context.decisions()
-    if _quantized(context):
+    if quantized_weights(context):
         return
     reasons = "\n".join(f"- {decision}" for decision in decisions) or "- it has no parameters at all"
     reasons += "".join(f"\n- {text}" for text in texts(context.findings))

@@ -149,8 +149,8 @@ def test_tensors_are_aligned(tmp_path: Path) -> None:
 
 def write_plain(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file as another program would, without or with wrong hashes."""
-    header, order = container._header(tensors, metadata)
-    path.write_bytes(header + b"".join(byte_view(tensors[name]) for name in order))
+    slots = container.arranged(tensors)
+    path.write_bytes(container.header_of(slots, metadata) + b"".join(byte_view(tensors[name]) for name in slots))
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:

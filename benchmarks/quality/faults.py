@@ -1,8 +1,8 @@
 """Plant faults into packed layers of MiniLM, and see which check names them.
 
 Run ``python benchmarks/quality/faults.py``. A fault comes after packing, as that of a faulty pass or of faulty memory.
-Each is planted twice: as it is, where the digest of the codes gives it away (`codes-differ`), and with the digest taken
-again afterwards, as if the algorithm itself had made the mistake: then what was measured must show it
+Each is planted twice: as it is, where what was intended gives it away (`codes-differ`), and with that taken from the
+faulty codes, as if the algorithm itself had made the mistake: then what was measured must show it
 (`sqnr-critical`).
 """
 
@@ -18,6 +18,7 @@ from models import minilm, texts
 from torch import Tensor
 
 import monoquant as mq
+from monoquant.modules.packed_weight import Intended
 
 LAYER = "encoder.layer.3.attention.self.value"
 Fault = Callable[[Any], None]
@@ -57,7 +58,7 @@ class FaultyPackPass(mq.Int4PackPass):
     Args:
         fault: Changes a packed weight in place; None for no fault.
         layers: Which; all if empty.
-        hidden: Whether the digests are taken again, so that they cannot tell.
+        hidden: Whether what was intended is taken from the faulty weights, so that it cannot tell.
     """
 
     fault: Fault | None = None
@@ -74,8 +75,8 @@ class FaultyPackPass(mq.Int4PackPass):
             for weight in packed.weights.values():
                 self.fault(weight)
             if self.hidden:
-                digests = {key: weight.digest() for key, weight in packed.weights.items()}
-                context.packed[name] = attrs.evolve(packed, digests=digests)
+                intended = {key: Intended.of_digest(weight.digest()) for key, weight in packed.weights.items()}
+                context.packed[name] = attrs.evolve(packed, intended=intended)
 
 
 def report_of(data: list[Any], algorithm: str, **faults: Any) -> mq.QuantReport:

@@ -4,6 +4,7 @@ from monoquant.api.files import load, load_report, render_report, save, save_rep
 from monoquant.api.judging import check_accuracy_warnings, get_layers_to_skip
 from monoquant.api.kernels import choose_kernels
 from monoquant.api.quantizing import quantize
+from monoquant.api.streaming import quantize_file
 from monoquant.api.with_inputs import dynamic_quantize, static_quantize
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "load",
     "load_report",
     "quantize",
+    "quantize_file",
     "render_report",
     "save",
     "save_report",

@@ -173,7 +173,7 @@ def quantize(
         skip_layer_names,
         skip_param_threshold,
         add_default_skips=add_default_skips,
-        extra_rules=[*rules, *_selection_rules(layer_types, layer_names)],
+        extra_rules=[*rules, *selection_rules(layer_types, layer_names)],
         skip_to=skip_to,
         defaults=target == "int4",
     )
@@ -193,11 +193,18 @@ def quantize(
     compared = _comparison(compare, select, forward, run_validation)
     validation = ValidationPass(on_failure, compare=compared) if run_validation else None
     steps = (skips, calibration, budget, pack, *secondary_passes(target), validation, gate)
-    quantizer = _quantizer(steps, plugins, adapters)
+    quantizer = quantizer_of(steps, plugins, adapters)
     return quantizer.run(_as_module(model, calibration, activations, compare), inplace=inplace)
 
 
-def _quantizer(steps: Iterable[Pass | None], plugins: Plugins, adapters: Iterable[ModuleAdapter]) -> Quantizer:
+def quantizer_of(steps: Iterable[Pass | None], plugins: Plugins, adapters: Iterable[ModuleAdapter]) -> Quantizer:
+    """A pipeline, with all that plugins and the caller bring.
+
+    Args:
+        steps: Passes; None for those that are not wanted.
+        plugins: As in :func:`quantize`.
+        adapters: The caller's.
+    """
     passes = [step for step in steps if step is not None]
     scheme = next(step.scheme for step in passes if isinstance(step, PackPass))
     registry = manager_of(plugins).registry(scheme)
@@ -255,7 +262,16 @@ def _require_measured_gate(accuracy_warning: str, run_validation: bool) -> None:
         raise ConfigError("accuracy_warning='error' has nothing to judge with run_validation=False: leave one of them")
 
 
-def _selection_rules(types: Types | None, names: Names | None) -> list[SkipRule]:
+def selection_rules(types: Types | None, names: Names | None) -> list[SkipRule]:
+    """Rules that skip all but some layers.
+
+    Args:
+        types: Classes of modules to quantize; None for all.
+        names: Names of layers to quantize; None for all.
+
+    Raises:
+        ConfigError: When they select nothing.
+    """
     chosen = [*type_rules(types), *name_rules(names)]
     if not chosen and (types is not None or names is not None):
         raise ConfigError("layer_types and layer_names select no layer at all: give None to quantize every kind")

@@ -39,17 +39,39 @@ class NativeExporter(Exporter):
     def write(self, result: QuantResult, path: Path) -> None:
         if path.suffix != ".safetensors":
             raise FileError(f"{path}: give a name that ends in .safetensors")
-        changes = _dtype_changes(result, path)
-        tensors, aliases = _without_copies(_state(result.model))
-        metadata = {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
-            "dtypes": json.dumps(changes, separators=(",", ":")),
-            "forms": json.dumps(to_plain(_special_forms(result)), separators=(",", ":")),
-            "aliases": json.dumps(aliases, separators=(",", ":")),
-            "report": json.dumps(result.report.to_dict(), separators=(",", ":")),
-        }
-        write_container(path, tensors, metadata)
+        write_container(path, *native_content(result, path))
+
+
+def native_content(result: QuantResult, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What a file of this format holds.
+
+    Args:
+        result: The result; its model may be on the meta device.
+        path: Where the file will be, for errors.
+
+    Returns:
+        Tensors by name, and texts by key.
+    """
+    changes = _dtype_changes(result, path)
+    tensors, aliases = _without_copies(_state(result.model))
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "dtypes": json.dumps(changes, separators=(",", ":")),
+        "forms": json.dumps(to_plain(_special_forms(result)), separators=(",", ":")),
+        "aliases": json.dumps(aliases, separators=(",", ":")),
+    }
+    return tensors, with_report(metadata, result.report)
+
+
+def with_report(metadata: Mapping[str, str], report: QuantReport) -> dict[str, str]:
+    """Metadata of a file with a report in it.
+
+    Args:
+        metadata: The rest of it, or with another report.
+        report: The report.
+    """
+    return {**metadata, "report": json.dumps(report.to_dict(), separators=(",", ":"))}
 
 
 def load_into(model: nn.Module, path: Path, adapters: Sequence[ModuleAdapter], offer: Offer) -> None:

@@ -154,17 +154,20 @@ class RoundingKernel(Kernel):
         """
 
     @abc.abstractmethod
-    def pack(self, values: Tensor, scheme: Scheme, codes: Codes) -> Energy:
+    def pack(self, values: Tensor, scheme: Scheme, codes: Codes, *, measured: bool) -> Energy | None:
         """Pack some rows.
 
         Args:
-            values: ``[rows, columns]``, finite; of one of the dtypes that it said it can take; rows may be strided.
+            values: ``[rows, columns]`` of one of the dtypes that it said it can take; rows may be strided. If one is
+                not finite, neither must the signal be that it returns, and the codes may be anything.
             scheme: Bits, group size, symmetry and scale dtype.
             codes: Where to: buffers of so many rows, contiguous, written completely. A zero_point nibble of the first
                 row is the low one of the first byte.
+            measured: Whether energies are wanted.
 
         Returns:
-            Energies of the values and of what rounding changed in them.
+            Energies of the values and of what rounding changed in them, that is, what they differ in from the
+            dequantized values in their own dtype, summed in float64; None where nobody wants them.
         """
 
 

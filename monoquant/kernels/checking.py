@@ -11,6 +11,7 @@ from torch import Tensor
 from monoquant.kernels.base import EXACT, Codes, Kernel, ProductKernel, RoundingKernel, product_of
 from monoquant.kernels.portable import dequantized
 from monoquant.numerics.affine import GroupCodes, round_to_nearest
+from monoquant.numerics.metrics import measure
 from monoquant.numerics.packing import pack_nibbles
 from monoquant.values import Scheme
 
@@ -79,10 +80,16 @@ def _of_rounding(kernel: RoundingKernel, weight: Tensor, scheme: Scheme, expecte
     zero_point = None if expected.zero_point is None else torch.full_like(expected.zero_point, 1)
     qweight, scale = torch.full_like(expected.qweight, 1), torch.full_like(expected.scale, 1)
     found = Codes(qweight, scale, zero_point, expected.columns, expected.group_size)
-    kernel.pack(weight, scheme, found)
+    energy = kernel.pack(weight, scheme, found, measured=True)
     names = ("qweight", "scale", "zero_point")
     differs = [name for name in names if _differ(getattr(found, name), getattr(expected, name))]
-    return f"packing {tuple(weight.shape)} to {scheme} gives another {' and '.join(differs)}" if differs else None
+    what = f"packing {tuple(weight.shape)} to {scheme}"
+    if differs:
+        return f"{what} gives another {' and '.join(differs)}"
+    lost = measure(weight, dequantized(expected))
+    if energy is None or not math.isclose(energy.noise, lost.noise, rel_tol=1e-3):
+        return f"{what} measures {energy}, where {lost} is right"
+    return None
 
 
 def _differ(one: Tensor | None, other: Tensor | None) -> bool:

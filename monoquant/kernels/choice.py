@@ -1,18 +1,23 @@
-"""Which kernel multiplies: chosen when a matrix is built, moved or loaded, and never in a forward."""
+"""Which kernel multiplies or packs: chosen when a matrix is built, moved or loaded, and never in a forward."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
+import torch
 
 from monoquant.errors import require_flag
-from monoquant.kernels.base import EXACT, Kernel, Product, ProductKernel, located
+from monoquant.kernels.base import EXACT, Kernel, Product, ProductKernel, RoundingKernel, located
 from monoquant.kernels.cuda_bf16 import CudaBf16
 from monoquant.kernels.op import AT_PORTABLE, PORTABLE, kernel_at
+from monoquant.kernels.rounding import PortableRounding
 from monoquant.kernels.torch_bf16 import TorchBf16
+from monoquant.values import Scheme
 
-BUILT_IN_KERNELS: tuple[Kernel, ...] = (PORTABLE, TorchBf16(), CudaBf16())
+PORTABLE_ROUNDING = PortableRounding()
+BUILT_IN_KERNELS: tuple[Kernel, ...] = (PORTABLE, TorchBf16(), CudaBf16(), PORTABLE_ROUNDING)
 
 
 def _places(kernels: Any) -> tuple[str, ...]:
@@ -47,6 +52,21 @@ class Offer:
             if kernel.obstacle(product) is None and (kernel.relative_error <= EXACT or not self.exact)
         ]
         return min(fitting, key=lambda kernel: (-kernel.preference, kernel.name), default=PORTABLE)
+
+
+def best_rounding(
+    kernels: Iterable[RoundingKernel], dtype: torch.dtype, device: torch.device, scheme: Scheme
+) -> RoundingKernel:
+    """The preferred one of the kernels that can pack, by name where several are preferred alike.
+
+    Args:
+        kernels: To choose from.
+        dtype: Of the weights.
+        device: Where they are.
+        scheme: To what.
+    """
+    fitting = [kernel for kernel in kernels if kernel.obstacle(dtype, device, scheme) is None]
+    return min(fitting, key=lambda kernel: (-kernel.preference, kernel.name), default=PORTABLE_ROUNDING)
 
 
 def describe(kernel: ProductKernel) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from monoquant.errors import ConfigError
-from monoquant.modules.packed_weight import PackedWeight, hash_tensors
+from monoquant.modules.packed_weight import Intended, PackedWeight, hash_tensors, same_bits
 from monoquant.numerics.grouping import select_rows
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.values import HALF_DTYPES, HalfScheme
@@ -49,7 +49,7 @@ class HalfWeight(PackedWeight):
         self.register_buffer("layout", torch.tensor(self.layout_values(), dtype=torch.int32, device=device))
 
     @classmethod
-    def pack(cls, weight: Tensor, scheme: HalfScheme, form: MatrixForm) -> tuple[HalfWeight, str]:
+    def pack(cls, weight: Tensor, scheme: HalfScheme, form: MatrixForm) -> tuple[HalfWeight, Intended]:
         """Cast a weight to the nearest values.
 
         Args:
@@ -58,15 +58,16 @@ class HalfWeight(PackedWeight):
             form: How the tensor is a matrix.
 
         Returns:
-            The stored weight, and the digest of what it must hold (compare with :meth:`digest`).
+            The stored weight, and what it must hold.
         """
         packed = cls(form, scheme, dtype=weight.dtype, device=weight.device)
-        values = form.to_matrix(weight.detach()).to(scheme.dtype)
-        packed.values.copy_(values)
-        return packed, _digest(values)
+        packed.values.copy_(form.to_matrix(weight.detach()))
+        return packed, Intended(lambda held: _is_cast(held, form.to_matrix(weight.detach()).to(scheme.dtype)))
 
     def digest(self) -> str:
-        return _digest(self.values)
+        state = hashlib.sha256()
+        hash_tensors(state, [self.values])
+        return state.hexdigest()
 
     def dequantized_rows(self, rows: slice | Tensor) -> Tensor:
         return select_rows(self.values, rows).to(self.dtype)
@@ -78,7 +79,5 @@ class HalfWeight(PackedWeight):
         return {"values": self.scheme.dtype}
 
 
-def _digest(values: Tensor) -> str:
-    state = hashlib.sha256()
-    hash_tensors(state, [values])
-    return state.hexdigest()
+def _is_cast(packed: PackedWeight, values: Tensor) -> bool:
+    return isinstance(packed, HalfWeight) and same_bits(packed.values, values)

@@ -8,7 +8,7 @@ import attrs
 from torch import Tensor, nn
 
 from monoquant.modules.packed_module import PackedModule, become_packed
-from monoquant.modules.packed_weight import PackedWeight
+from monoquant.modules.packed_weight import Intended, PackedWeight
 from monoquant.values import Finding
 
 
@@ -18,7 +18,7 @@ class Represented:
 
     Args:
         weight: Itself.
-        digest: Of its codes, taken before they were packed.
+        intended: What it must hold.
         biases: Float parameters of its module that take new values along with it, by name.
         algorithm: What chose its codes, for the report; empty where nothing was chosen.
         input_rows: Calibration input rows they were fitted to, the fewest of all its rows; None if none were asked for.
@@ -26,7 +26,7 @@ class Represented:
     """
 
     weight: PackedWeight
-    digest: str
+    intended: Intended
     biases: Mapping[str, Tensor] = attrs.field(factory=dict)
     algorithm: str = ""
     input_rows: int | None = None
@@ -42,13 +42,13 @@ class PackedLayer:
         mixin: What the module's class is combined with.
         extras: Further submodules by name.
         biases: Float parameters of the module that take new values, by name.
-        digests: What ``digest()`` of each weight must be, taken from the codes before they were packed.
+        intended: What each weight must hold.
     """
 
     weights: Mapping[str, PackedWeight]
     mixin: type[PackedModule] = PackedModule
     extras: Mapping[str, nn.Module] = attrs.field(factory=dict)
-    digests: Mapping[str, str] = attrs.field(factory=dict)
+    intended: Mapping[str, Intended] = attrs.field(factory=dict)
     biases: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     def put_into(self, module: nn.Module) -> None:

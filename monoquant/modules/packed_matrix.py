@@ -6,17 +6,18 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
 from monoquant.errors import ConfigError, InputError
-from monoquant.kernels.base import Codes, ProductKernel, located, product_of
-from monoquant.kernels.choice import Offer
+from monoquant.kernels.base import Codes, ProductKernel, RoundingKernel, located, product_of
+from monoquant.kernels.choice import PORTABLE_ROUNDING, Offer
 from monoquant.kernels.op import AT_PORTABLE, PORTABLE, multiply
 from monoquant.kernels.portable import dequantized, zero_points
-from monoquant.modules.packed_weight import PackedWeight, hash_tensors
+from monoquant.modules.packed_weight import Intended, PackedWeight, hash_tensors, same_bits
 from monoquant.numerics.affine import GroupCodes, round_to_nearest
 from monoquant.numerics.grouping import group_count, row_chunks, select_rows
 from monoquant.numerics.matrix_form import MatrixForm
@@ -26,8 +27,8 @@ from monoquant.values import Scheme
 
 FORMAT_VERSION = 1
 _SIGN = 128
-_OF_THIS_MACHINE = ("_kernel", "_derived", "_place")
 """INT8 codes are stored signed: what integer kernels take, and for symmetric weights the value itself."""
+_OF_THIS_MACHINE = ("_kernel", "_derived", "_place")
 
 
 def storage_bytes(rows: int, columns: int, scheme: Scheme) -> int:
@@ -111,31 +112,35 @@ class PackedMatrix(PackedWeight):
         self._derived: tuple[Tensor, ...] = ()
 
     @classmethod
-    def pack(cls, weight: Tensor, scheme: Scheme, form: MatrixForm | None = None) -> tuple[PackedMatrix, str]:
-        """Quantize a weight to the nearest codes and pack it, a few rows at a time.
+    def pack(
+        cls,
+        weight: Tensor,
+        scheme: Scheme,
+        form: MatrixForm | None = None,
+        rounding: RoundingKernel = PORTABLE_ROUNDING,
+    ) -> tuple[PackedMatrix, Intended]:
+        """Quantize a weight to the nearest codes and pack it.
 
         Args:
             weight: A tensor of the form's shape, any real float dtype, finite.
             scheme: Bits, group size, symmetry and scale dtype.
             form: How the tensor is a matrix; default: it is one.
+            rounding: Who does it; it must be able to. Default: torch.
 
         Returns:
-            The packed matrix, and the digest of what it must unpack to (compare with :meth:`digest`).
+            The packed matrix, and what it must hold: what :func:`round_to_nearest` gives, whoever packed it. That is
+            computed when it is asked for, and keeps the weight alive.
         """
         form = form or MatrixForm.rows_first(weight.shape)
         matrix = form.to_matrix(weight.detach())
         packed = cls(form.rows, form.columns, scheme, dtype=weight.dtype, device=weight.device, form=form)
-        intended = hashlib.sha256()
-        for rows in row_chunks(form.rows, form.columns):
-            codes = round_to_nearest(matrix[rows], scheme)
-            packed.write_rows(rows, codes)
-            _hash_codes(intended, codes)
-        return packed, intended.hexdigest()
+        rounding.pack(matrix, scheme, packed.codes, measured=False)
+        return packed, Intended(lambda held: _is_rounded(held, form.to_matrix(weight.detach())))
 
     @classmethod
     def from_codes(
         cls, codes: GroupCodes, scheme: Scheme, form: MatrixForm, dtype: torch.dtype
-    ) -> tuple[PackedMatrix, str]:
+    ) -> tuple[PackedMatrix, Intended]:
         """Pack codes that were chosen already.
 
         Args:
@@ -145,7 +150,7 @@ class PackedMatrix(PackedWeight):
             dtype: dtype of the weight when dequantized.
 
         Returns:
-            The packed matrix, and the digest of what it must unpack to.
+            The packed matrix, and what it must hold.
         """
         packed = cls(form.rows, form.columns, scheme, dtype=dtype, device=codes.codes.device, form=form)
         intended = hashlib.sha256()
@@ -153,7 +158,21 @@ class PackedMatrix(PackedWeight):
             part = GroupCodes(codes.codes[rows], codes.scale[rows], codes.zero_point[rows])
             packed.write_rows(rows, part)
             _hash_codes(intended, part)
-        return packed, intended.hexdigest()
+        return packed, Intended.of_digest(intended.hexdigest())
+
+    def codes_of(self, rows: slice) -> Codes:
+        """A range of rows as kernels take them, to be read or written.
+
+        Args:
+            rows: Start must be even, so that the zero_points of the range start at a byte.
+        """
+        zero_point = self.zero_point
+        if zero_point is not None and self.scheme.bits == 4:
+            first, end = rows.start * self.groups // 2, packed_size(rows.stop * self.groups)
+            zero_point = zero_point[first:end]
+        elif zero_point is not None:
+            zero_point = zero_point[rows]
+        return Codes(self.qweight[rows], self.scale[rows], zero_point, self.columns, self.group_size)
 
     def write_rows(self, rows: slice, codes: GroupCodes) -> None:
         """Store codes and their parameters for a range of rows.
@@ -192,6 +211,17 @@ class PackedMatrix(PackedWeight):
         if not isinstance(zero_point, Tensor):
             zero_point = torch.full_like(scale, zero_point, dtype=torch.uint8)
         return GroupCodes(codes, scale, zero_point)
+
+    def holds_rounded(self, rows: slice, values: Tensor) -> bool:
+        """Whether some rows are what rounding to nearest gives, bit by bit.
+
+        Args:
+            rows: Which.
+            values: ``[n, columns]``, what was rounded.
+        """
+        expected, found = round_to_nearest(values, self.scheme), self.read_rows(rows)
+        pairs = zip(attrs.astuple(expected, recurse=False), attrs.astuple(found, recurse=False), strict=True)
+        return all(same_bits(one, other) for one, other in pairs)
 
     def digest(self) -> str:
         """SHA-256 over the unpacked codes and parameters, equal for equal meaning."""
@@ -326,6 +356,13 @@ def _signed(codes: Tensor) -> Tensor:
 
 def _unsigned(codes: Tensor) -> Tensor:
     return codes.view(torch.uint8) ^ _SIGN
+
+
+def _is_rounded(packed: PackedWeight, matrix: Tensor) -> bool:
+    """Whether a packed weight holds a matrix rounded to nearest."""
+    return isinstance(packed, PackedMatrix) and all(
+        packed.holds_rounded(rows, matrix[rows]) for rows in row_chunks(packed.rows, packed.columns)
+    )
 
 
 def _hash_codes(state: hashlib._Hash, codes: GroupCodes) -> None:

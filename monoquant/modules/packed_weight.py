@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -15,6 +16,28 @@ from monoquant.modules.exact_buffers import ExactBuffers
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.numerics.memory import byte_view
 from monoquant.values import AnyScheme
+
+_WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@attrs.frozen(eq=False)
+class Intended:
+    """What a packed weight must hold, known apart from how it was packed.
+
+    Args:
+        holds: Whether a packed weight holds that; takes as long as packing, so ask only where it matters.
+    """
+
+    holds: Callable[[PackedWeight], bool]
+
+    @classmethod
+    def of_digest(cls, digest: str) -> Intended:
+        """What has a digest.
+
+        Args:
+            digest: As :meth:`PackedWeight.digest` computes it.
+        """
+        return cls(lambda packed: packed.digest() == digest)
 
 
 class PackedWeight(ExactBuffers, abc.ABC):
@@ -107,6 +130,17 @@ class PackedWeight(ExactBuffers, abc.ABC):
             if found is not None and found.dtype != dtype:
                 problems.append(f"{prefix}{name} has dtype {found.dtype}, this layer has {dtype}")
         return problems
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bytes: other than for ``torch.equal``, 0.0 and -0.0 differ.
+
+    Args:
+        one: Any shape.
+        other: Of the same dtype.
+    """
+    whole = _WHOLE_NUMBERS[one.element_size()]
+    return torch.equal(one.view(whole), other.view(whole))
 
 
 def hash_tensors(state: hashlib._Hash, tensors: Sequence[Tensor]) -> None:

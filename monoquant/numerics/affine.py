@@ -40,10 +40,10 @@ def round_away_from_zero(value: Tensor, dtype: torch.dtype) -> Tensor:
         ``value`` in ``dtype``; inf where the magnitude does not fit.
     """
     cast = value.to(dtype)
-    too_small = cast.to(value.dtype).abs() < value.abs()
+    too_small = cast.to(value.dtype).abs_() < value.abs()
     integer = torch.int32 if dtype == torch.float32 else torch.int16
     # IEEE floats of one sign are ordered like their bit patterns: the next larger magnitude is one bit pattern up.
-    return (cast.view(integer) + too_small.to(integer)).view(dtype)
+    return cast.view(integer).add(too_small).view(dtype)
 
 
 def round_to_nearest(weight: Tensor, scheme: Scheme) -> GroupCodes:
@@ -60,17 +60,10 @@ def round_to_nearest(weight: Tensor, scheme: Scheme) -> GroupCodes:
     Returns:
         Codes with ``abs(w - dequantize(codes)) <= abs(scale) / 2`` for every element, up to float rounding.
     """
-    working = weight.to(weight.dtype if weight.dtype == torch.float64 else torch.float32)
+    working = weight.to(working_dtype(weight.dtype))
     groups = to_groups(working, scheme.width(weight.shape[1]))
-    # In double precision, so that no division rounds a scale down before it is rounded up.
-    low = groups.amin(-1, keepdim=True).clamp_max_(0).double()
-    high = groups.amax(-1, keepdim=True).clamp_min_(0).double()
-    exact_scale = _symmetric_scale(low, high, scheme) if scheme.symmetric else _asymmetric_scale(low, high, scheme)
-    scale = round_away_from_zero(exact_scale, scheme.scale_dtype)
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    step = scale.to(working.dtype)
-    zero_point = torch.full_like(step, scheme.middle_code) if scheme.symmetric else (-low / step).round_().to(step)
-    codes = (groups / step).round_().add_(zero_point).clamp_(0, scheme.max_code).to(torch.uint8)
+    scale, zero_point = group_parameters(groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True), scheme)
+    codes = (groups / scale.to(working.dtype)).round_().add_(zero_point).clamp_(0, scheme.max_code).to(torch.uint8)
     return GroupCodes(
         codes=from_groups(codes, weight.shape[1]),
         scale=scale.squeeze(-1),
@@ -78,8 +71,39 @@ def round_to_nearest(weight: Tensor, scheme: Scheme) -> GroupCodes:
     )
 
 
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which weights are rounded: float32, or float64 for float64.
+
+    Args:
+        dtype: Of the weights.
+    """
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def group_parameters(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Scales and zero_points that spread the ranges of groups over all codes.
+
+    Args:
+        low: Least value of each group, any shape, float32 or float64, finite.
+        high: Largest value of each group; same shape and dtype.
+        scheme: Symmetry, bits and scale dtype.
+
+    Returns:
+        Scales in the scheme's dtype, not zero; whole numbers in the dtype of ``low``.
+    """
+    dtype = low.dtype
+    # In double precision, so that no division rounds a scale down before it is rounded up.
+    low, high = low.clamp_max(0).double(), high.clamp_min(0).double()
+    exact_scale = _symmetric_scale(low, high, scheme) if scheme.symmetric else _asymmetric_scale(low, high, scheme)
+    scale = round_away_from_zero(exact_scale, scheme.scale_dtype)
+    scale.masked_fill_(scale == 0, 1)
+    step = scale.to(dtype)
+    zero_point = torch.full_like(step, scheme.middle_code) if scheme.symmetric else (-low / step).round_().to(dtype)
+    return scale, zero_point
+
+
 def _asymmetric_scale(low: Tensor, high: Tensor, scheme: Scheme) -> Tensor:
-    return high / scheme.max_code - low / scheme.max_code
+    return (high / scheme.max_code).sub_(low / scheme.max_code)
 
 
 def _symmetric_scale(low: Tensor, high: Tensor, scheme: Scheme) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 17
+BLOCK_ELEMENTS = 1 << 20
 
 
 def group_count(columns: int, group_size: int) -> int:
@@ -65,6 +66,15 @@ def select_rows(buffer: Tensor, rows: slice | Tensor) -> Tensor:
     return buffer.index_select(0, rows) if isinstance(rows, Tensor) else buffer[rows]
 
 
+def chunk_rows(columns: int) -> int:
+    """Rows of all chunks but the last: an even number.
+
+    Args:
+        columns: Columns of the matrix.
+    """
+    return max(2, CHUNK_ELEMENTS // max(columns, 1) // 2 * 2)
+
+
 def row_chunks(rows: int, columns: int) -> Iterator[slice]:
     """Consecutive row ranges of about ``CHUNK_ELEMENTS`` elements, so that temporaries stay small.
 
@@ -75,6 +85,31 @@ def row_chunks(rows: int, columns: int) -> Iterator[slice]:
     Yields:
         Slices that cover ``range(rows)`` in order, each with an even number of rows but for the last.
     """
-    step = max(2, CHUNK_ELEMENTS // max(columns, 1) // 2 * 2)
+    step = chunk_rows(columns)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def block_rows(columns: int) -> int:
+    """Rows of all blocks but the last; a block is some chunks.
+
+    Args:
+        columns: Columns of the matrix.
+    """
+    chunk = chunk_rows(columns)
+    return chunk * max(1, BLOCK_ELEMENTS // (chunk * max(columns, 1)))
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Consecutive row ranges of about ``BLOCK_ELEMENTS`` elements: what is read or handed over at once.
+
+    Args:
+        rows: Rows of the matrix.
+        columns: Columns of the matrix.
+
+    Yields:
+        Slices that cover ``range(rows)`` in order. Chunks of a block are chunks of the matrix.
+    """
+    step = block_rows(columns)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

@@ -71,7 +71,7 @@ def measure(reference: Tensor, approximation: Tensor) -> Energy:
         The two sums of squares, differences and sums taken in float64.
     """
     exact = reference.to(torch.float64)
-    return energy_of(exact, exact - approximation.to(torch.float64))
+    return energy_of(exact, approximation.to(torch.float64, copy=True).sub_(exact))
 
 
 def _sum_of_squares(values: Tensor) -> float:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
+
+_LOW_BYTE_FIRST = sys.byteorder == "little"
 
 
 def packed_size(count: int) -> int:
@@ -27,9 +31,27 @@ def pack_nibbles(codes: Tensor) -> Tensor:
     Returns:
         uint8 ``[..., ceil(n / 2)]``; an odd last byte has a zero high nibble.
     """
+    if not codes.numel():
+        return codes[..., : packed_size(codes.shape[-1])]
     if codes.shape[-1] % 2:
         codes = torch.nn.functional.pad(codes, (0, 1))
-    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+    # A copy, because tensors of one row or column may count as contiguous whatever their strides.
+    in_order = codes.clone(memory_format=torch.contiguous_format)
+    return merged_pairs(in_order.view(torch.int16)).to(torch.uint8)
+
+
+def merged_pairs(pairs: Tensor, out: Tensor | None = None) -> Tensor:
+    """Two codes of a byte each moved into the low byte; what the high one then holds means nothing.
+
+    Strided bytes are slow, 16-bit numbers side by side are not.
+
+    Args:
+        pairs: int16, each the bytes of two codes of 0..15, the even one first in memory.
+        out: int16 of that shape to write to; default: a new tensor.
+    """
+    if not _LOW_BYTE_FIRST:
+        return torch.bitwise_right_shift(pairs, 8, out=out).bitwise_or_(pairs << 4)
+    return torch.bitwise_right_shift(pairs, 4, out=out).bitwise_or_(pairs)
 
 
 def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
@@ -42,5 +64,8 @@ def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
     Returns:
         uint8 ``[..., count]``, values 0..15.
     """
-    codes = torch.stack((packed & 15, packed >> 4), dim=-1)
-    return codes.flatten(-2)[..., :count]
+    if not packed.numel():
+        return packed.new_empty(*packed.shape[:-1], count)
+    both = packed.to(torch.int16, memory_format=torch.contiguous_format)
+    first, second = (both, both << 4) if _LOW_BYTE_FIRST else (both << 8, both >> 4)
+    return ((first | second) & 0x0F0F).view(torch.uint8)[..., :count]

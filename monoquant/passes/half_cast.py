@@ -43,7 +43,7 @@ class HalfCastPass(PackPass):
         if narrow:
             return Obstacle(f"its {', '.join(narrow)} has 16 bits already")
         limit = torch.finfo(self.dtype).max
-        largest = max(_magnitude(weight) for weight in weights.values())
+        largest = max(_magnitude_of(layer.name, name, weight, context) for name, weight in weights.items())
         if limit < largest < math.inf:
             return Obstacle(f"its weights reach {largest:.3g}, more than {self.dtype} can hold ({limit:.3g})", _WIDER)
         return self.scheme
@@ -55,7 +55,7 @@ class HalfCastPass(PackPass):
     def requires(self, context: QuantContext) -> None:
         limit = torch.finfo(self.dtype).max
         names = [(layer.name, name) for layer in self.mine(context) for name in context.weight_names(layer.name)]
-        over = list(dict.fromkeys(layer for layer, name in names if _magnitude(context.weight(layer, name)) > limit))
+        over = list(dict.fromkeys(layer for layer, name in names if magnitude(context.weight(layer, name)) > limit))
         if over:
             raise InputError(
                 f"an earlier pass replaced weights by some that {self.dtype} cannot hold: {quoted(over)}; "
@@ -64,10 +64,17 @@ class HalfCastPass(PackPass):
             )
 
 
-def _magnitude(weight: torch.Tensor) -> float:
-    """Largest absolute value; 0 on the meta device, where values are not known."""
-    if weight.is_meta:
-        return 0.0
+def _magnitude_of(layer: str, name: str, weight: torch.Tensor, context: QuantContext) -> float:
+    """Largest absolute value; 0 on the meta device, where values are not known, unless somebody found out."""
+    return context.magnitudes.get((layer, name), 0.0) if weight.is_meta else magnitude(weight)
+
+
+def magnitude(weight: torch.Tensor) -> float:
+    """Largest absolute value; nan or inf if the weight holds one.
+
+    Args:
+        weight: Any shape, real float dtype, not empty.
+    """
     low, high = torch.aminmax(weight)
     return max(-float(low), float(high)) if low == low else math.nan
 

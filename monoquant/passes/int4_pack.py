@@ -118,7 +118,7 @@ class Int4PackPass(PackPass):
         def represent(layer: str, name: str, scheme: AnyScheme) -> Represented:
             fit = fitter.fit(layer, name, scheme if isinstance(scheme, Scheme) else self.scheme)
             biases = self._biases(layer, name, fit, context)
-            return Represented(fit.weight, fit.digest, biases, fit.algorithm, fit.input_rows, fit.findings)
+            return Represented(fit.weight, fit.intended, biases, fit.algorithm, fit.input_rows, fit.findings)
 
         return represent
 

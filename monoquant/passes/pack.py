@@ -231,7 +231,7 @@ class PackPass(Pass):
             weights=packed,
             mixin=mixin,
             extras=self.extras(layer, packed, context),
-            digests={name: one.digest for name, one in weights.items()},
+            intended={name: one.intended for name, one in weights.items()},
             biases={name: value for one in weights.values() for name, value in one.biases.items()},
         )
 
@@ -243,7 +243,8 @@ class PackPass(Pass):
         """
 
         def represent(layer: str, name: str, scheme: AnyScheme) -> Represented:
-            return Represented(*pack_weight(context.weight(layer, name), scheme, context.packable(layer).forms[name]))
+            form, kernels = context.packable(layer).forms[name], context.registry.rounding_kernels
+            return Represented(*pack_weight(context.weight(layer, name), scheme, form, kernels))
 
         return represent
 
@@ -283,7 +284,7 @@ def _twin(layer: str, name: str, form: MatrixForm, scheme: AnyScheme, context: Q
         # Integer products need the rows where they are; other layers take a shared weight in any form.
         if twin is not None and (twin.weights[key].form == form or not _multiplies_integers(scheme)):
             algorithm, rows = context.algorithms.get(other, ""), context.input_rows.get(other)
-            return Represented(twin.weights[key], twin.digests[key], algorithm=algorithm, input_rows=rows)
+            return Represented(twin.weights[key], twin.intended[key], algorithm=algorithm, input_rows=rows)
     return None
 
 
@@ -411,8 +412,27 @@ def _untied(layer: str) -> Finding:
 
 def _underflow(layer: str, packed: PackedWeight) -> list[Finding]:
     scale = packed._buffers.get("scale")
-    tiny = 0 if scale is None else int((scale.abs() < torch.finfo(scale.dtype).tiny).sum())
-    if scale is None or not tiny:
+    return [] if scale is None else underflow(layer, subnormal(scale), scale)
+
+
+def subnormal(scale: Tensor) -> int:
+    """How many scales have lost precision because they are so small.
+
+    Args:
+        scale: Any shape, float16, bfloat16 or float32.
+    """
+    return int((scale.abs() < torch.finfo(scale.dtype).tiny).sum())
+
+
+def underflow(layer: str, tiny: int, scale: Tensor) -> list[Finding]:
+    """What a person should know of scales that have lost precision.
+
+    Args:
+        layer: Whose.
+        tiny: How many, as :func:`subnormal` counts them.
+        scale: All of them; may be on the meta device.
+    """
+    if not tiny:
         return []
     message = f"Warning: {tiny} of {scale.numel()} group scales of layer {layer!r} are subnormal in {scale.dtype}."
     remedy = "Use scale_dtype=torch.float32 or torch.bfloat16 for full precision."

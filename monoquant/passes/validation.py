@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import attrs
@@ -34,12 +35,12 @@ from monoquant.summary import headline_sqnr, model_bytes
 from monoquant.values import Finding, Severity
 from monoquant.verdict import policy_validator
 
-_CODES, _SAVING, _RANGE, _PRODUCT = "codes-differ", "saving-failed", "range-invalid", "product-differs"
+CODES, SAVING, RANGE, PRODUCT = "codes-differ", "saving-failed", "range-invalid", "product-differs"
 _MESSAGES = {
-    _CODES: "layer {name!r}: the packed weight does not unpack to the codes that were chosen for it",
-    _SAVING: "layer {name!r}: the packed weight does not survive saving and loading",
-    _RANGE: "layer {name!r}: the dequantized weight is not finite in the layer's dtype",
-    _PRODUCT: "layer {name!r}: its kernel multiplies to something else than the dequantized weight does",
+    CODES: "layer {name!r}: the packed weight does not unpack to the codes that were chosen for it",
+    SAVING: "layer {name!r}: the packed weight does not survive saving and loading",
+    RANGE: "layer {name!r}: the dequantized weight is not finite in the layer's dtype",
+    PRODUCT: "layer {name!r}: its kernel multiplies to something else than the dequantized weight does",
 }
 
 
@@ -103,6 +104,18 @@ class ValidationPass(Pass):
         if self.compare is not None:
             context.comparison = self.compare.run(context)
             context.report([self.compare.finding(context.comparison)])
+        self.conclude(context, failures)
+
+    def conclude(self, context: QuantContext, failures: Sequence[tuple[str, str]]) -> None:
+        """Tell what was found, and raise if that is asked for.
+
+        Args:
+            context: Shared state; all layers are measured.
+            failures: Failed checks, each with its layer.
+
+        Raises:
+            ValidationError: When a check failed and ``on_failure="error"``.
+        """
         context.validation = _result(context, failures)
         context.report([_finding(code, name) for code, name in failures])
         if failures and self.on_failure == "error":
@@ -177,16 +190,16 @@ def _not_replayed(layer: str, reason: str) -> Finding:
 def _failed_checks(packed: PackedLayer) -> list[str]:
     weights = packed.weights
     outcomes = {
-        _CODES: all(weight.digest() == packed.digests[name] for name, weight in weights.items()),
-        _SAVING: all(map(survives_saving, weights.values())),
-        _RANGE: all(map(is_finite, weights.values())),
+        CODES: all(packed.intended[name].holds(weight) for name, weight in weights.items()),
+        SAVING: all(map(survives_saving, weights.values())),
+        RANGE: all(map(is_finite, weights.values())),
     }
     if uses_kernels(packed.mixin):
-        outcomes[_PRODUCT] = all(map(multiplies_as_it_should, weights.values()))
+        outcomes[PRODUCT] = all(map(multiplies_as_it_should, weights.values()))
     return [code for code, passed in outcomes.items() if not passed]
 
 
-def _result(context: QuantContext, failures: list[tuple[str, str]]) -> ValidationResult:
+def _result(context: QuantContext, failures: Sequence[tuple[str, str]]) -> ValidationResult:
     before, after = model_bytes(context)
     failed_codes = {code for code, _ in failures}
     return ValidationResult(
@@ -194,16 +207,16 @@ def _result(context: QuantContext, failures: list[tuple[str, str]]) -> Validatio
         original_size_mb=before / MEBIBYTE,
         quantized_size_mb=after / MEBIBYTE,
         compression_ratio=before / max(after, 1),
-        load_test_passed=_SAVING not in failed_codes,
-        weight_range_valid=_RANGE not in failed_codes,
+        load_test_passed=SAVING not in failed_codes,
+        weight_range_valid=RANGE not in failed_codes,
         errors=[_MESSAGES[code].format(name=name) for code, name in failures],
     )
 
 
 def _finding(code: str, name: str) -> Finding:
     remedy = "Do not ship this result; a pass changed the packed weight, or memory is faulty."
-    if code == _RANGE:
+    if code == RANGE:
         remedy = "Keep it in float, or convert the model to a dtype with a larger range, such as bfloat16."
-    if code == _PRODUCT:
+    if code == PRODUCT:
         remedy = "Block the plugin that brings the kernel, and tell its authors; exact=True may choose another one."
     return Finding(code, Severity.CRITICAL, f"CRITICAL: {_MESSAGES[code].format(name=name)}.", name, remedy)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from monoquant.kernels.base import Codes, Product, RoundingKernel
-from monoquant.kernels.portable import Portable
+from monoquant.kernels.portable import Portable, dequantized
 from monoquant.numerics.affine import round_to_nearest
-from monoquant.numerics.metrics import Energy
+from monoquant.numerics.metrics import Energy, measure
 from monoquant.numerics.packing import pack_nibbles
 from monoquant.values import Scheme
 
@@ -105,13 +105,13 @@ class Rounds(RoundingKernel):
     def obstacle(self, dtype: torch.dtype, device: torch.device, scheme: Scheme) -> str | None:
         return None if scheme.bits == 4 else "it is for 4 bits"
 
-    def pack(self, values: Tensor, scheme: Scheme, codes: Codes) -> Energy:
+    def pack(self, values: Tensor, scheme: Scheme, codes: Codes, *, measured: bool) -> Energy | None:
         found = round_to_nearest(values, scheme)
         codes.qweight.copy_(pack_nibbles(found.codes))
         codes.scale.copy_(found.scale)
         if codes.zero_point is not None:
             codes.zero_point.copy_(pack_nibbles(found.zero_point.flatten()))
-        return Energy()
+        return measure(values, dequantized(codes)) if measured else None
 
 
 class RoundsDown(Rounds):
@@ -119,8 +119,18 @@ class RoundsDown(Rounds):
 
     name: ClassVar[str] = "rounds-down"
 
-    def pack(self, values: Tensor, scheme: Scheme, codes: Codes) -> Energy:
+    def pack(self, values: Tensor, scheme: Scheme, codes: Codes, *, measured: bool) -> Energy | None:
         kept = codes.scale.clone()
-        super().pack(values, scheme, codes)
+        energy = super().pack(values, scheme, codes, measured=measured)
         codes.scale.copy_(kept)
-        return Energy()
+        return energy
+
+
+class MeasuresNothing(Rounds):
+    """Says that nothing was lost."""
+
+    name: ClassVar[str] = "measures-nothing"
+
+    def pack(self, values: Tensor, scheme: Scheme, codes: Codes, *, measured: bool) -> Energy | None:
+        super().pack(values, scheme, codes, measured=measured)
+        return Energy() if measured else None

@@ -26,6 +26,7 @@ def test_sound_kernels_agree(kernel: Kernel) -> None:
         (crooked.HidesNan(), "hides a nan"),
         (crooked.Raises(), "raised OSError: illegal instruction"),
         (crooked.RoundsDown(), "gives another scale"),
+        (crooked.MeasuresNothing(), "measures"),
     ],
     ids=repr,
 )

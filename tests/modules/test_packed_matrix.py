@@ -36,7 +36,7 @@ def test_packing_in_chunks_keeps_every_code(weight: torch.Tensor, scheme: Scheme
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouping, "CHUNK_ELEMENTS", chunk)
         packed, intended = PackedMatrix.pack(weight, scheme)
-        assert packed.digest() == intended
+        assert intended.holds(packed)
     expected = round_to_nearest(weight, scheme)
     stored = packed.read_rows(slice(0, len(weight)))
     assert torch.equal(stored.codes, expected.codes)
@@ -84,21 +84,28 @@ def test_any_rows_can_be_read(weight: torch.Tensor, scheme: Scheme, rows: list[i
 
 @normal
 @given(weight=weights(max_rows=6, max_columns=40), scheme=schemes(), seed=st.integers(0, 1000))
-def test_digest_sees_every_buffer(weight: torch.Tensor, scheme: Scheme, seed: int) -> None:
-    """Flipping any bit that stands for something changes the digest."""
+def test_a_flipped_bit_is_seen(weight: torch.Tensor, scheme: Scheme, seed: int) -> None:
+    """Flipping any bit that stands for something changes the digest, and is no longer what was intended."""
     packed, intended = PackedMatrix.pack(weight, scheme)
+    digest = packed.digest()
+
+    def differs() -> bool:
+        return packed.digest() != digest and not intended.holds(packed)
+
     generator = torch.Generator().manual_seed(seed)
     column = int(torch.randint(packed.columns, (), generator=generator))
     codes = packed.qweight.view(torch.uint8)
     codes[0, column * scheme.bits // 8] ^= 1 << (scheme.bits * column % 8 + seed % scheme.bits)
-    assert packed.digest() != intended
+    assert differs()
     packed, _ = PackedMatrix.pack(weight, scheme)
+    assert not differs()
     packed.scale[-1, -1] *= 2
-    assert packed.digest() != intended
+    assert differs()
     if not scheme.symmetric:
         packed, _ = PackedMatrix.pack(weight, scheme)
+        assert packed.zero_point is not None
         packed.zero_point.view(torch.uint8).view(-1)[0] ^= 1 << seed % scheme.bits
-        assert packed.digest() != intended
+        assert differs()
 
 
 @pytest.mark.parametrize("scale_dtype", SCALE_DTYPES, ids=str)
@@ -176,7 +183,8 @@ def test_weights_of_any_form_come_back_in_their_shape() -> None:
     ):
         packed, intended = PackedMatrix.pack(weight, Scheme(group_size=4), form)
         plain, _ = PackedMatrix.pack(form.to_matrix(weight), Scheme(group_size=4))
-        assert packed.digest() == intended == plain.digest()
+        assert packed.digest() == plain.digest()
+        assert intended.holds(packed)
         assert (packed.rows, packed.columns) == (form.rows, form.columns)
         assert packed.dequantize().shape == weight.shape
         assert torch.equal(form.to_matrix(packed.dequantize()), plain.dequantize())
@@ -215,7 +223,7 @@ def test_state_dict_round_trip(weight: torch.Tensor, scheme: Scheme, dtype: torc
     for assign in (False, True):
         fresh = PackedMatrix(*weight.shape, scheme, dtype=dtype)
         fresh.load_state_dict(copy.deepcopy(packed.state_dict()), strict=True, assign=assign)
-        assert fresh.digest() == intended
+        assert intended.holds(fresh)
         assert fresh.dequantize().dtype == dtype
 
 
@@ -228,10 +236,10 @@ def test_copies_are_equal_and_separate(bits: int, symmetric: bool) -> None:
     torch.save(packed, buffer)
     buffer.seek(0)
     for twin in (copy.deepcopy(packed), torch.load(buffer, weights_only=False)):
-        assert twin.digest() == intended
+        assert intended.holds(twin)
         assert (twin.scheme, twin.dtype, repr(twin)) == (packed.scheme, packed.dtype, repr(packed))
         twin.qweight.zero_()
-        assert packed.digest() == intended
+        assert intended.holds(packed)
 
 
 def test_meta_module_is_filled_by_loading() -> None:
@@ -242,7 +250,7 @@ def test_meta_module_is_filled_by_loading() -> None:
         assert all(tensor.is_meta for tensor in skeleton.buffers())
         module = skeleton.to_empty(device="cpu") if through_empty else skeleton
         module.load_state_dict(packed.state_dict(), strict=True, assign=not through_empty)
-        assert module.digest() == intended
+        assert intended.holds(module)
         assert module.dequantize().dtype == torch.bfloat16
 
 
@@ -270,7 +278,7 @@ def test_states_that_mean_something_else_are_refused(
         torch.nn.ModuleDict({"inner": module}).load_state_dict(
             {f"inner.{name}": tensor for name, tensor in other.state_dict().items()}, assign=assign
         )
-    assert module.digest() == intended
+    assert intended.holds(module)
 
 
 @pytest.mark.parametrize("name", ["qweight", "scale", "zero_point", "layout"])
@@ -307,7 +315,5 @@ def test_packing_leaves_the_weight_alone() -> None:
 def test_non_contiguous_weights_pack_like_contiguous_ones() -> None:
     """A transposed weight gives the same codes as its contiguous copy."""
     weight = gaussian(70, 12).T
-    assert (
-        PackedMatrix.pack(weight, Scheme(group_size=32))[1]
-        == PackedMatrix.pack(weight.clone(), Scheme(group_size=32))[1]
-    )
+    packed, _ = PackedMatrix.pack(weight, Scheme(group_size=32))
+    assert packed.digest() == PackedMatrix.pack(weight.clone(), Scheme(group_size=32))[0].digest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import pytest
@@ -198,24 +198,27 @@ def broken_scale(weight: torch.Tensor, scheme: mq.Scheme) -> GroupCodes:
     return GroupCodes(whole.codes.reshape(weight.shape), whole.scale.expand(shape), whole.zero_point.expand(shape))
 
 
+@attrs.frozen
+class Sometimes(mq.WeightAlgorithm):
+    """Broken on weights with 200 columns, which are two groups of 128."""
+
+    name: ClassVar[str] = "sometimes"
+    broken: Callable[[torch.Tensor, mq.Scheme], GroupCodes]
+
+    def solve(self, problem: mq.WeightProblem) -> mq.Solution:
+        chosen = self.broken if problem.weight.shape[1] == 256 else affine.round_to_nearest
+        return mq.Solution(chosen(problem.weight, mq.Scheme(group_size=problem.width)))
+
+
 @pytest.mark.parametrize(
     ("broken", "code"), [(broken_zero_point, "sqnr-critical"), (broken_scale, "sqnr-below-format")]
 )
-def test_planted_algorithm_faults_are_named(
-    small: nn.Module, monkeypatch: pytest.MonkeyPatch, broken: Any, code: str
-) -> None:
+def test_planted_algorithm_faults_are_named(small: nn.Module, broken: Any, code: str) -> None:
     """Codes that were chosen wrongly unpack rightly, and still show as findings with the layer's name."""
-    from monoquant.modules import packed_matrix
-
-    def sometimes(weight: torch.Tensor, scheme: mq.Scheme) -> GroupCodes:
-        chosen = broken if weight.shape[1] == 200 else affine.round_to_nearest
-        return chosen(weight, scheme)
-
     with torch.no_grad():
         for block in small.blocks:
             block.down.weight[0, 0] = 1.0  # a realistic outlier, which one scale per tensor cannot afford
-    monkeypatch.setattr(packed_matrix, "round_to_nearest", sometimes)
-    result = mq.quantize(small, accuracy_warning="ignore", plugins=False)
+    result = mq.quantize(small, algorithm=Sometimes(broken), accuracy_warning="ignore", plugins=False)
     named = {finding.layer for finding in result.report.findings if finding.code == code}
     assert named == {"blocks.0.down", "blocks.1.down"}
 

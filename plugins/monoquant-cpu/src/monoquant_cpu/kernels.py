@@ -82,8 +82,8 @@ class CpuRounding(RoundingKernel):
     def obstacle(self, dtype: torch.dtype, device: torch.device, scheme: Scheme) -> str | None:
         return obstacle_of(device, dtype, scheme)
 
-    def pack(self, values: Tensor, scheme: Scheme, codes: Codes) -> Energy:
-        energies = torch.zeros(2, dtype=torch.float64, device="cpu")
+    def pack(self, values: Tensor, scheme: Scheme, codes: Codes, *, measured: bool) -> Energy | None:
+        energies = torch.zeros(2, dtype=torch.float64, device="cpu") if measured else None
         _library().quantize_rows(
             values if values.stride(1) == 1 else values.contiguous(),
             codes.group_size,
@@ -93,7 +93,7 @@ class CpuRounding(RoundingKernel):
             threads=torch.get_num_threads(),
             energies=energies,
         )
-        return Energy(*energies.tolist())
+        return None if energies is None else Energy(*energies.tolist())
 
 
 def _library() -> Library:
