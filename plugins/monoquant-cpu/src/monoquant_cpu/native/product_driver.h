@@ -1,37 +1,36 @@
 // The loops around the inner kernels. Included once by the file of each instruction set; everything here has internal
 // linkage, so that code for one never serves another.
 //
-// Rows of x are packed in tiles of up to 8. A task is a block of rows of the weight, small enough for the second-level
-// cache: for each chunk of columns (whose tile of x fits the first-level cache) and each tile, all its rows.
-// The order in which an output is summed up does not depend on the tile, the block or the thread.
+// A task is a block of rows of w. For each chunk of columns and each few rows of the block (a panel), it multiplies all
+// tiles, a few rows of x each. Panel and tile of a chunk fit the first-level cache, the chunk of x the second-level one.
+// The order in which an output is summed up depends neither on the block nor on the thread.
 #pragma once
 #include <stdlib.h>
 
+#include "panel_float.h"
+#include "panel_int8.h"
 #include "product.h"
-#include "product_layout.h"
-#include "product_scales.h"
+#include "rows_float.h"
+#include "rows_int8.h"
 #include "threads.h"
 
 namespace {
 
-template <int ROWS>
-struct WeightRows {
-    const uint8_t *codes[ROWS];
-    const float *scale[ROWS], *offset[ROWS];
-};
+// Up to so many rows of x, unpacking panels costs more than it saves.
+#ifndef FI
+#define FI 8
+#endif
+#ifndef FF
+#define FF 8
+#endif
+constexpr int64_t kFewInt8 = FI, kFewFloat = FF, kFewRows = 8;
+constexpr int64_t kBatch = 512;  // rows of x that are packed at a time
 
-}  // namespace
-
-#include "product_float.h"
-#include "product_int8.h"
-
-namespace {
-
-constexpr int kTile = 8;
-constexpr int64_t kBatch = 512;   // rows of x that are packed at a time
-constexpr int kMaxRowBlock = 64;  // rows of the weight per task
-
-inline int tile_at(int64_t rows_left) { return rows_left >= 8 ? 8 : rows_left >= 4 ? 4 : rows_left >= 2 ? 2 : 1; }
+// The next smaller tile that Kernel::tile_at can give.
+template <class Kernel>
+constexpr int tile_below(int count) {
+    return Kernel::kTile == 8 && Kernel::kRows == kRowsAtOnce ? count / 2 : count - 1;
+}
 
 template <class Simd, class Kernel>
 struct Job {
@@ -39,30 +38,27 @@ struct Job {
     Layout layout;
     const float *x, *bias;
     float *out;
-    int64_t count;      // rows of x in this batch
-    int64_t row_block;  // rows of the weight per task
+    int64_t count;       // rows of x in this batch
+    int64_t block_rows;  // rows of w per task
     int64_t packed_row_bytes, slot_bytes;
-    char *packed, *slots;  // packed x; scratch of each thread
-
-    char *memory = nullptr;
+    char *packed, *slots;  // packed x; scratch of each thread: a panel and a block
 
     bool allocate(int64_t batch, int32_t threads) {
-        const int64_t tables = 2 * sizeof(float) * layout.table * row_block, codes = layout.columns / 2 * row_block;
+        const int64_t block = round_up(Kernel::panel_bytes(layout), 64) + block_bytes(layout, block_rows);
         const int64_t spread = sizeof(float) * layout.columns;
-        slot_bytes = round_up(tables + codes > spread ? tables + codes : spread, 64);
+        slot_bytes = round_up(block > spread ? block : spread, 64);
         packed_row_bytes = Kernel::bytes_per_row(layout);
-        memory = static_cast<char *>(aligned_alloc(64, packed_row_bytes * batch + slot_bytes * threads));
-        packed = memory;
-        slots = memory + packed_row_bytes * batch;
-        return memory != nullptr;
+        packed = static_cast<char *>(aligned_alloc(64, round_up(packed_row_bytes * batch, 64) + slot_bytes * threads));
+        slots = packed + round_up(packed_row_bytes * batch, 64);
+        return packed != nullptr;
     }
 
     static void pack_tile(void *context, int64_t task, int32_t slot) {
         const Job &job = *static_cast<const Job *>(context);
         float *spread = reinterpret_cast<float *>(job.slots + slot * job.slot_bytes);
-        const int64_t end = (task + 1) * kTile < job.count ? (task + 1) * kTile : job.count;
-        for (int64_t m = task * kTile; m < end;) {
-            const int size = tile_at(end - m);
+        const int64_t end = (task + 1) * Kernel::kTile < job.count ? (task + 1) * Kernel::kTile : job.count;
+        for (int64_t m = task * Kernel::kTile; m < end;) {
+            const int size = Kernel::tile_at(end - m);
             for (int i = 0; i < size; ++i) {
                 spread_activations(*job.weight, job.layout, job.x + (m + i) * job.weight->columns, spread);
                 Kernel::pack(job.layout, spread, job.packed + m * job.packed_row_bytes, size, i);
@@ -71,73 +67,54 @@ struct Job {
         }
     }
 
-    // A block of rows of the weight: what its scratch holds.
-    struct Block {
-        int64_t first, rows;
-        const uint8_t *codes[kMaxRowBlock];
-        float *scale, *offset;
-    };
-
-    Block load_block(int64_t first, int32_t slot) const {
-        Block block;
-        block.first = first;
-        block.rows = weight->rows - first < row_block ? weight->rows - first : row_block;
-        block.scale = reinterpret_cast<float *>(slots + slot * slot_bytes);
-        block.offset = block.scale + layout.table * row_block;
-        uint8_t *scratch = reinterpret_cast<uint8_t *>(block.offset + layout.table * row_block);
-        for (int64_t n = 0; n < block.rows; ++n) {
-            block.codes[n] = row_codes(*weight, layout, first + n, scratch + n * (layout.columns / 2));
-            row_scales<Simd>(*weight, layout, first + n, Kernel::kOffsetFactor, block.scale + n * layout.table,
-                             block.offset + n * layout.table);
-        }
-        return block;
-    }
-
     static void multiply_block(void *context, int64_t task, int32_t slot) {
         const Job &job = *static_cast<const Job *>(context);
-        const Block block = job.load_block(task * job.row_block, slot);
-        const int64_t chunk = Kernel::kChunkColumns / Kernel::kUnitColumns;
-        for (int64_t unit = 0; unit < job.layout.units; unit += chunk) {
-            const int64_t end = unit + chunk < job.layout.units ? unit + chunk : job.layout.units;
-            for (int64_t m = 0; m < job.count;) {
-                const int size = tile_at(job.count - m);
-                if (size == 8) job.template multiply_tile<8, 1>(block, m, unit, end);
-                if (size == 4) job.template multiply_tile<4, 1>(block, m, unit, end);
-                if (size == 2) job.template multiply_tile<2, 2>(block, m, unit, end);
-                if (size == 1) job.template multiply_tile<1, 4>(block, m, unit, end);
-                m += size;
+        char *panel = job.slots + slot * job.slot_bytes;
+        const int64_t row = task * job.block_rows;
+        WeightBlock block;
+        load_block<Simd>(*job.weight, job.layout, row, job.block_rows, Kernel::kOffsetFactor,
+                         panel + round_up(Kernel::panel_bytes(job.layout), 64), &block);
+        for (int64_t column = 0; column < job.layout.columns; column += Kernel::kChunkColumns) {
+            const int64_t left = job.layout.columns - column;
+            const int64_t end = column + (left < Kernel::kChunkColumns ? left : Kernel::kChunkColumns);
+            for (int64_t n = 0; n < block.rows; n += Kernel::kRows) {
+                Kernel::prepare(job.layout, block, n, column, end, panel);
+                job.multiply_panel(block, row, n, panel, column, end);
             }
         }
     }
 
-    template <int COUNT, int ROWS>
-    void multiply_tile(const Block &block, int64_t m, int64_t unit, int64_t end) const {
-        char *tile = packed + m * packed_row_bytes;
-        for (int64_t n = 0; n < block.rows; n += ROWS) {
-            WeightRows<ROWS> w;
-            for (int i = 0; i < ROWS; ++i) {
-                const int64_t row = n + i < block.rows ? n + i : block.rows - 1;  // one too many: not written
-                w.codes[i] = block.codes[row];
-                w.scale[i] = block.scale + row * layout.table;
-                w.offset[i] = block.offset + row * layout.table;
-            }
-            typename Simd::Floats sum[COUNT * ROWS];
-            for (int i = 0; i < COUNT * ROWS; ++i) sum[i] = Simd::zero();
-            Kernel::template accumulate<COUNT, ROWS>(layout, w, tile, unit, end, sum);
-            float sums[COUNT * ROWS];
-            Simd::lane_sums(sum, sums);
-            const int64_t rows = block.rows - n < ROWS ? block.rows - n : ROWS;
-            for (int j = 0; j < COUNT; ++j) {
-                write(sums + j * ROWS, rows, m + j, block.first + n, unit == 0);
-            }
+    void multiply_panel(const WeightBlock &block, int64_t row, int64_t n, const char *panel, int64_t column,
+                        int64_t end) const {
+        const int64_t rows = block.rows - n < Kernel::kRows ? block.rows - n : Kernel::kRows;
+        for (int64_t m = 0; m < count;) {
+            const int size = Kernel::tile_at(count - m);
+            alignas(64) float sums[Kernel::kTile * Kernel::kRows];
+            multiply_tile<Kernel::kTile>(size, block, n, packed + m * packed_row_bytes, panel, column, end, sums);
+            for (int i = 0; i < size; ++i) write(sums + i * Kernel::kRows, rows, m + i, row + n, column == 0);
+            m += size;
         }
+    }
+
+    template <int COUNT>
+    void multiply_tile(int size, const WeightBlock &block, int64_t n, char *tile, const char *panel, int64_t column,
+                       int64_t end, float *sums) const {
+        if (size == COUNT) {
+            Kernel::template multiply<COUNT>(layout, block, n, tile, panel, column, end, sums);
+            return;
+        }
+        constexpr int kNext = tile_below<Kernel>(COUNT);
+        if constexpr (kNext > 0) multiply_tile<kNext>(size, block, n, tile, panel, column, end, sums);
     }
 
     void write(const float *sums, int64_t rows, int64_t m, int64_t n, bool is_first) const {
         float *to = out + m * weight->rows + n;
-        for (int64_t i = 0; i < rows; ++i) {
-            const float before = !is_first ? to[i] : bias != nullptr ? bias[n + i] : 0;
-            to[i] = before + sums[i];
+        if (!is_first) {
+            for (int64_t i = 0; i < rows; ++i) to[i] += sums[i];
+        } else if (bias != nullptr) {
+            for (int64_t i = 0; i < rows; ++i) to[i] = bias[n + i] + sums[i];
+        } else {
+            memcpy(to, sums, sizeof(float) * rows);
         }
     }
 };
@@ -150,7 +127,7 @@ int32_t multiply_with(const mq_matrix &weight, const Layout &layout, const float
     job.layout = layout;
     job.bias = bias;
     const int64_t batch = count < kBatch ? count : kBatch;
-    job.row_block = batch <= kTile ? 16 : kMaxRowBlock;
+    job.block_rows = batch <= kFewRows ? 16 : kMaxBlockRows;
     // 0.02 nanoseconds per product is what fast kernels take; reading a weight takes about 0.05.
     threads = mq::useful_threads(threads, weight.rows * static_cast<double>(weight.columns) * (batch * 0.02 + 0.05));
     if (!job.allocate(batch, threads)) return MQ_OUT_OF_MEMORY;
@@ -158,10 +135,10 @@ int32_t multiply_with(const mq_matrix &weight, const Layout &layout, const float
         job.count = count - m < batch ? count - m : batch;
         job.x = x + m * weight.columns;
         job.out = out + m * weight.rows;
-        mq::run_tasks(job.pack_tile, &job, (job.count + kTile - 1) / kTile, threads);
-        mq::run_tasks(job.multiply_block, &job, (weight.rows + job.row_block - 1) / job.row_block, threads);
+        mq::run_tasks(job.pack_tile, &job, (job.count + Kernel::kTile - 1) / Kernel::kTile, threads);
+        mq::run_tasks(job.multiply_block, &job, (weight.rows + job.block_rows - 1) / job.block_rows, threads);
     }
-    free(job.memory);
+    free(job.packed);
     return MQ_OK;
 }
 
@@ -180,13 +157,15 @@ int32_t multiply(const mq_matrix &weight, const float *x, int64_t count, const f
 template <class Simd>
 int32_t multiply_int8(const mq_matrix *weight, const float *x, int64_t count, const float *bias, float *out,
                       int32_t threads) {
-    return multiply<Simd, Int8Product>(*weight, x, count, bias, out, threads);
+    if (count <= kFewInt8) return multiply<Simd, RowsInt8>(*weight, x, count, bias, out, threads);
+    return multiply<Simd, PanelInt8>(*weight, x, count, bias, out, threads);
 }
 
 template <class Simd>
 int32_t multiply_float(const mq_matrix *weight, const float *x, int64_t count, const float *bias, float *out,
                        int32_t threads) {
-    return multiply<Simd, FloatProduct>(*weight, x, count, bias, out, threads);
+    if (count <= kFewFloat) return multiply<Simd, RowsFloat>(*weight, x, count, bias, out, threads);
+    return multiply<Simd, PanelFloat>(*weight, x, count, bias, out, threads);
 }
 
 }  // namespace

@@ -52,20 +52,6 @@ inline Layout make_layout(const mq_matrix &weight, int64_t block_columns) {
     return layout;
 }
 
-// A row of x at the columns of the layout, zeros between.
-inline void spread_activations(const mq_matrix &weight, const Layout &layout, const float *x, float *to) {
-    memset(to, 0, sizeof(float) * layout.columns);
-    if (layout.in_place) {
-        memcpy(to, x, sizeof(float) * weight.columns);
-        return;
-    }
-    for (int64_t g = 0; g < layout.groups; ++g) {
-        const int64_t first = g * weight.group_size, left = weight.columns - first;
-        const int64_t size = left < weight.group_size ? left : weight.group_size;
-        memcpy(to + g * layout.group_columns, x + first, sizeof(float) * size);
-    }
-}
-
 // The groups of a row of codes, each from a new byte on. Slow: one nibble at a time.
 inline void move_groups_apart(const mq_matrix &weight, const Layout &layout, const uint8_t *row, uint8_t *to) {
     memset(to, 0, layout.columns / 2);

@@ -8,12 +8,16 @@ namespace {
 
 struct Avx2 {
     static constexpr int kBytes = 32, kLanes = 8;
+    // Rows of x and vectors of rows of w that panel kernels take at once: what 16 registers can hold.
+    static constexpr int kInt8Tile = 4, kFloatTile = 6, kPanelVectors = 2;
     using Bytes = __m256i;
     using Floats = __m256;
 
     static Bytes load_bytes(const uint8_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
     static Floats load(const float *p) { return _mm256_loadu_ps(p); }
     static void store(float *p, Floats v) { _mm256_storeu_ps(p, v); }
+    static Bytes load_aligned(const uint8_t *p) { return _mm256_load_si256(reinterpret_cast<const __m256i *>(p)); }
+    static void store_aligned(uint8_t *p, Bytes v) { _mm256_store_si256(reinterpret_cast<__m256i *>(p), v); }
     static Floats zero() { return _mm256_setzero_ps(); }
     static Floats set(float v) { return _mm256_set1_ps(v); }
     static Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
@@ -74,6 +78,43 @@ struct Avx2 {
         const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
         return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
     }
+
+    // Rows and columns of 32-bit lanes exchanged: lane i of vector j becomes lane j of vector i.
+    static void transpose(Bytes (&v)[kLanes]) {
+        Bytes t[kLanes];
+        for (int i = 0; i < 8; i += 2) {
+            t[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+            t[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+        }
+        for (int i = 0; i < 8; i += 4) {
+            v[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+            v[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+            v[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+            v[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+        }
+        for (int i = 0; i < 4; ++i) {
+            const Bytes low = v[i], high = v[i + 4];
+            v[i] = _mm256_permute2x128_si256(low, high, 0x20);
+            v[i + 4] = _mm256_permute2x128_si256(low, high, 0x31);
+        }
+    }
+
+    // Running sums of products of codes, by lane of four bytes; `Partial` may overflow after kPartialTerms of them.
+    static constexpr int kPartialTerms = 8;  // 8 * 2 * 15 * 127 < 2^15
+    using Partial = __m256i;
+    using Sums = __m256i;
+    static Bytes four_codes(const int8_t *p) {
+        return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float *>(p)));
+    }
+    static Partial zero_partial() { return _mm256_setzero_si256(); }
+    static Partial add_products(Partial sum, Bytes w, Bytes x) {
+        return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x));
+    }
+    static Sums zero_sums() { return _mm256_setzero_si256(); }
+    static Sums add_partial(Sums sum, Partial part) {
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
+    }
+    static Floats to_floats(Sums sum) { return _mm256_cvtepi32_ps(sum); }
 
     // kLanes halves (float16) as floats.
     static Floats load_halves(const uint16_t *p) {

@@ -1,57 +1,24 @@
-// Products with activations rounded to 8 bits, one scale per grain and row of x.
+// Products of few rows of x, rounded to 8 bits with one scale per grain: the codes of w are used as they are read.
 //
 // With codes q and zero_point z of w, codes c and scale s of x, each grain adds
 //     scale * s * sum(q * c)  -  z * scale * s * sum(c)
 // The first sum is an exact integer; the second part does not need the codes of w.
 #pragma once
-#include <string.h>
-
-#include "product_layout.h"
+#include "activations.h"
+#include "weight_block.h"
 
 namespace {
 
-// Codes and scale of COUNT values. `mean`: scale * sum of the codes / kWidestGrain, which cannot overflow.
-template <int COUNT>
-inline void quantize_grain(const float *x, int8_t *codes, float *scale, float *mean) {
-    uint32_t largest = 0;  // floats without sign are ordered like their bits; inf and nan are the largest
-    for (int i = 0; i < COUNT; ++i) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof(bits));
-        bits &= 0x7fffffff;
-        largest = bits > largest ? bits : largest;
-    }
-    float magnitude;
-    memcpy(&magnitude, &largest, sizeof(magnitude));
-    const bool is_finite = largest < 0x7f800000;
-    // Below 1e-36, 127 / magnitude would overflow: nothing is lost by calling that zero.
-    if (!is_finite || magnitude < 1e-36f) {
-        memset(codes, 0, COUNT);
-        *scale = *mean = is_finite ? 0 : __builtin_nanf("");
-        return;
-    }
-    const float steps = 127 / magnitude;
-    int32_t sum = 0;
-    for (int i = 0; i < COUNT; ++i) {
-        // Adding 1.5 * 2^23 leaves no bits for fractions: it rounds to nearest even, and the low bits hold the integer.
-        const float shifted = x[i] * steps + 12582912.0f;
-        int32_t bits;
-        memcpy(&bits, &shifted, sizeof(bits));
-        const int32_t code = bits - 0x4b400000;
-        codes[i] = static_cast<int8_t>(code);
-        sum += code;
-    }
-    *scale = magnitude / 127;
-    *mean = *scale * (static_cast<float>(sum) / kWidestGrain);
-}
-
 template <class Simd, int GRAIN>
-struct Int8Product {
+struct RowsInt8 {
     static constexpr int kBlockColumns = 2 * Simd::kBytes;
     static constexpr int kUnitColumns = GRAIN > kBlockColumns ? GRAIN : kBlockColumns;
     static constexpr int kBlocks = kUnitColumns / kBlockColumns;
     static constexpr int kGrains = kUnitColumns / GRAIN;  // per unit
     static constexpr float kOffsetFactor = kWidestGrain;
-    static constexpr int64_t kChunkColumns = 2048;  // of 8 rows of x: half of a first-level cache
+    static constexpr int kTile = 8, kRows = kRowsAtOnce;
+    static constexpr int64_t kChunkColumns = 2048;  // of a tile of x: half of a first-level cache
+    static int tile_at(int64_t left) { return few_rows_tile(left); }
 
     // `count` rows of x together: codes [units, count, blocks, even and odd, bytes], their scales [units, count, grains]
     // and means [count, table].
@@ -84,15 +51,24 @@ struct Int8Product {
         for (int64_t e = layout.entries; e < layout.table; ++e) mean[e] = 0;
     }
 
-    // Add the lanes of units first .. last - 1 to sum[m * ROWS + n].
+    static int64_t panel_bytes(const Layout &) { return 0; }
+    static void prepare(const Layout &, const WeightBlock &, int64_t, int64_t, int64_t, char *) {}
+
+    template <int COUNT>
+    static void multiply(const Layout &layout, const WeightBlock &block, int64_t n, char *packed, const char *,
+                         int64_t first, int64_t end, float *sums) {
+        multiply_rows<RowsInt8, Simd, COUNT>(layout, block, n, packed, first / kUnitColumns, end / kUnitColumns, sums);
+    }
+
+    // Add the lanes of units first .. end - 1 to sum[m * ROWS + n].
     template <int COUNT, int ROWS>
-    static void accumulate(const Layout &layout, const WeightRows<ROWS> &w, char *packed, int64_t first, int64_t last,
+    static void accumulate(const Layout &layout, const WeightRows<ROWS> &w, char *packed, int64_t first, int64_t end,
                            typename Simd::Floats (&sum)[COUNT * ROWS]) {
         using Floats = typename Simd::Floats;
         if (first == 0) add_offsets<COUNT, ROWS>(layout, w, means(layout, packed, COUNT), sum);
         const float *scale = scales(layout, packed, COUNT) + first * COUNT * kGrains;
         const int8_t *codes = reinterpret_cast<const int8_t *>(packed) + first * COUNT * kUnitColumns;
-        for (int64_t u = first; u < last; ++u, scale += COUNT * kGrains, codes += COUNT * kUnitColumns) {
+        for (int64_t u = first; u < end; ++u, scale += COUNT * kGrains, codes += COUNT * kUnitColumns) {
             for (int n = 0; n < ROWS; ++n) {
                 typename Simd::Bytes low[kBlocks], high[kBlocks];
                 for (int b = 0; b < kBlocks; ++b) {

@@ -1,0 +1,74 @@
+// A block of rows of a weight, ready for the kernels, and how kernels for few rows of x walk over it.
+#pragma once
+#include "product_layout.h"
+#include "product_scales.h"
+
+namespace {
+
+constexpr int kMaxBlockRows = 64;
+
+struct WeightBlock {
+    int64_t rows, table;
+    const uint8_t *codes[kMaxBlockRows];
+    const float *scale, *offset;  // [rows, table]
+
+    // Rows past the last are the last one again, so that kernels can take a fixed number at once.
+    int64_t clamp(int64_t row) const { return row < rows ? row : rows - 1; }
+};
+
+inline int64_t block_bytes(const Layout &layout, int64_t rows) {
+    return (2 * sizeof(float) * layout.table + layout.columns / 2) * rows;
+}
+
+// `offset_factor`: see row_scales. `scratch` of block_bytes for `max_rows`.
+template <class Simd>
+inline void load_block(const mq_matrix &weight, const Layout &layout, int64_t first, int64_t max_rows,
+                       float offset_factor, char *scratch, WeightBlock *block) {
+    float *scale = reinterpret_cast<float *>(scratch), *offset = scale + layout.table * max_rows;
+    uint8_t *codes = reinterpret_cast<uint8_t *>(offset + layout.table * max_rows);
+    block->rows = weight.rows - first < max_rows ? weight.rows - first : max_rows;
+    block->table = layout.table;
+    block->scale = scale;
+    block->offset = offset;
+    for (int64_t n = 0; n < block->rows; ++n) {
+        block->codes[n] = row_codes(weight, layout, first + n, codes + n * (layout.columns / 2));
+        row_scales<Simd>(weight, layout, first + n, offset_factor, scale + n * layout.table, offset + n * layout.table);
+    }
+}
+
+template <int ROWS>
+struct WeightRows {
+    const uint8_t *codes[ROWS];
+    const float *scale[ROWS], *offset[ROWS];
+};
+
+constexpr int kRowsAtOnce = 4;
+
+inline int few_rows_tile(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+// sums[m * kRowsAtOnce + n]: of units first .. end - 1. The fewer rows of x, the more of w together: each pair needs a
+// register.
+template <class Kernel, class Simd, int COUNT>
+inline void multiply_rows(const Layout &layout, const WeightBlock &block, int64_t n, char *packed, int64_t first,
+                          int64_t end, float *sums) {
+    constexpr int ROWS = COUNT == 1 ? 4 : COUNT == 2 ? 2 : 1;
+    for (int row = 0; row < kRowsAtOnce && n + row < block.rows; row += ROWS) {
+        WeightRows<ROWS> w;
+        for (int i = 0; i < ROWS; ++i) {
+            const int64_t from = block.clamp(n + row + i);
+            w.codes[i] = block.codes[from];
+            w.scale[i] = block.scale + from * block.table;
+            w.offset[i] = block.offset + from * block.table;
+        }
+        typename Simd::Floats sum[COUNT * ROWS];
+        for (int i = 0; i < COUNT * ROWS; ++i) sum[i] = Simd::zero();
+        Kernel::template accumulate<COUNT, ROWS>(layout, w, packed, first, end, sum);
+        float lanes[COUNT * ROWS];
+        Simd::lane_sums(sum, lanes);
+        for (int m = 0; m < COUNT; ++m) {
+            for (int i = 0; i < ROWS; ++i) sums[m * kRowsAtOnce + row + i] = lanes[m * ROWS + i];
+        }
+    }
+}
+
+}  // namespace
