@@ -66,9 +66,10 @@ struct PanelFloat {
         }
     }
 
-    // sums[m * kRows + n]: of the columns first .. end - 1 of a tile of COUNT rows of x and a panel.
+    // Adds columns first .. end - 1 of COUNT rows of x and a panel to sums[m * kRows + n].
+    // Not inlined, so that nothing else takes registers.
     template <int COUNT>
-    static void multiply(const Layout &, const WeightBlock &, int64_t, char *packed, const char *panel, int64_t first,
+    __attribute__((noinline)) static void multiply(const Layout &, const WeightBlock &, int64_t, char *packed, const char *panel, int64_t first,
                          int64_t end, float *sums) {
         using Floats = typename Simd::Floats;
         const float *x = reinterpret_cast<const float *>(packed) + first * COUNT;
@@ -86,9 +87,7 @@ struct PanelFloat {
                 for (int v = 0; v < kVectors; ++v) total[m][v] = Simd::multiply_add(row[v], value, total[m][v]);
             }
         }
-        for (int m = 0; m < COUNT; ++m) {
-            for (int v = 0; v < kVectors; ++v) Simd::store(sums + m * kRows + v * Simd::kLanes, total[m][v]);
-        }
+        add_to_sums<Simd, COUNT>(total, first == 0, sums);
     }
 };
 

@@ -71,9 +71,10 @@ struct PanelInt8 {
         }
     }
 
-    // sums[m * kRows + n]: of the columns first .. end - 1 of a tile of COUNT rows of x and a panel.
+    // Adds columns first .. end - 1 of COUNT rows of x and a panel to sums[m * kRows + n].
+    // Not inlined, so that nothing else takes registers.
     template <int COUNT>
-    static void multiply(const Layout &layout, const WeightBlock &, int64_t, char *packed, const char *panel,
+    __attribute__((noinline)) static void multiply(const Layout &layout, const WeightBlock &, int64_t, char *packed, const char *panel,
                          int64_t first, int64_t end, float *sums) {
         using Floats = typename Simd::Floats;
         const int8_t *x = reinterpret_cast<const int8_t *>(packed) + first * COUNT;
@@ -102,9 +103,7 @@ struct PanelInt8 {
                 }
             }
         }
-        for (int m = 0; m < COUNT; ++m) {
-            for (int v = 0; v < kVectors; ++v) Simd::store(sums + m * kRows + v * Simd::kLanes, total[m][v]);
-        }
+        add_to_sums<Simd, COUNT>(total, first == 0, sums);
     }
 
     // dot[m][v]: the sums of products of codes of one grain.

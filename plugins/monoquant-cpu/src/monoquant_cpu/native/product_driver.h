@@ -24,7 +24,7 @@ namespace {
 #define FF 8
 #endif
 constexpr int64_t kFewInt8 = FI, kFewFloat = FF, kFewRows = 8;
-constexpr int64_t kBatch = 512;  // rows of x that are packed at a time
+constexpr int64_t kBatch = 256;  // rows of x that are packed at a time
 
 // The next smaller tile that Kernel::tile_at can give.
 template <class Kernel>
@@ -40,11 +40,13 @@ struct Job {
     float *out;
     int64_t count;       // rows of x in this batch
     int64_t block_rows;  // rows of w per task
-    int64_t packed_row_bytes, slot_bytes;
-    char *packed, *slots;  // packed x; scratch of each thread: a panel and a block
+    int64_t packed_row_bytes, panel_bytes, sums_bytes, slot_bytes;
+    char *packed, *slots;  // packed x; scratch of each thread: a panel, sums, a block
 
     bool allocate(int64_t batch, int32_t threads) {
-        const int64_t block = round_up(Kernel::panel_bytes(layout), 64) + block_bytes(layout, block_rows);
+        panel_bytes = round_up(Kernel::panel_bytes(layout), 64);
+        sums_bytes = round_up(sizeof(float) * batch * round_up(block_rows, Kernel::kRows), 64);
+        const int64_t block = panel_bytes + sums_bytes + block_bytes(layout, block_rows);
         const int64_t spread = sizeof(float) * layout.columns;
         slot_bytes = round_up(block > spread ? block : spread, 64);
         packed_row_bytes = Kernel::bytes_per_row(layout);
@@ -70,28 +72,28 @@ struct Job {
     static void multiply_block(void *context, int64_t task, int32_t slot) {
         const Job &job = *static_cast<const Job *>(context);
         char *panel = job.slots + slot * job.slot_bytes;
-        const int64_t row = task * job.block_rows;
+        float *sums = reinterpret_cast<float *>(panel + job.panel_bytes);
         WeightBlock block;
+        const int64_t row = task * job.block_rows;
         load_block<Simd>(*job.weight, job.layout, row, job.block_rows, Kernel::kOffsetFactor,
-                         panel + round_up(Kernel::panel_bytes(job.layout), 64), &block);
+                         panel + job.panel_bytes + job.sums_bytes, &block);
         for (int64_t column = 0; column < job.layout.columns; column += Kernel::kChunkColumns) {
             const int64_t left = job.layout.columns - column;
             const int64_t end = column + (left < Kernel::kChunkColumns ? left : Kernel::kChunkColumns);
             for (int64_t n = 0; n < block.rows; n += Kernel::kRows) {
                 Kernel::prepare(job.layout, block, n, column, end, panel);
-                job.multiply_panel(block, row, n, panel, column, end);
+                job.multiply_panel(block, n, panel, column, end, sums + n * job.count);
             }
         }
+        for (int64_t n = 0; n < block.rows; n += Kernel::kRows) job.write(sums + n * job.count, row, n, block.rows);
     }
 
-    void multiply_panel(const WeightBlock &block, int64_t row, int64_t n, const char *panel, int64_t column,
-                        int64_t end) const {
-        const int64_t rows = block.rows - n < Kernel::kRows ? block.rows - n : Kernel::kRows;
+    void multiply_panel(const WeightBlock &block, int64_t n, const char *panel, int64_t column, int64_t end,
+                        float *sums) const {
         for (int64_t m = 0; m < count;) {
             const int size = Kernel::tile_at(count - m);
-            alignas(64) float sums[Kernel::kTile * Kernel::kRows];
-            multiply_tile<Kernel::kTile>(size, block, n, packed + m * packed_row_bytes, panel, column, end, sums);
-            for (int i = 0; i < size; ++i) write(sums + i * Kernel::kRows, rows, m + i, row + n, column == 0);
+            char *tile = packed + m * packed_row_bytes;
+            multiply_tile<Kernel::kTile>(size, block, n, tile, panel, column, end, sums + m * Kernel::kRows);
             m += size;
         }
     }
@@ -107,14 +109,16 @@ struct Job {
         if constexpr (kNext > 0) multiply_tile<kNext>(size, block, n, tile, panel, column, end, sums);
     }
 
-    void write(const float *sums, int64_t rows, int64_t m, int64_t n, bool is_first) const {
-        float *to = out + m * weight->rows + n;
-        if (!is_first) {
-            for (int64_t i = 0; i < rows; ++i) to[i] += sums[i];
-        } else if (bias != nullptr) {
-            for (int64_t i = 0; i < rows; ++i) to[i] = bias[n + i] + sums[i];
-        } else {
-            memcpy(to, sums, sizeof(float) * rows);
+    // sums: [count, Kernel::kRows], of rows n ... of the block that starts at `row`.
+    void write(const float *sums, int64_t row, int64_t n, int64_t block_rows_left) const {
+        const int64_t rows = block_rows_left - n < Kernel::kRows ? block_rows_left - n : Kernel::kRows;
+        float *to = out + row + n;
+        for (int64_t m = 0; m < count; ++m, to += weight->rows, sums += Kernel::kRows) {
+            if (bias == nullptr) {
+                memcpy(to, sums, sizeof(float) * rows);
+                continue;
+            }
+            for (int64_t i = 0; i < rows; ++i) to[i] = bias[row + n + i] + sums[i];
         }
     }
 };

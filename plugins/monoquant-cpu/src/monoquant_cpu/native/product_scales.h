@@ -33,43 +33,60 @@ inline void load_scales(const mq_matrix &weight, int64_t first, int64_t count, f
     }
 }
 
+// Eight nibbles, the low one of the first byte first, each in a byte of its own.
+inline void split_nibbles(const uint8_t *from, uint8_t (&to)[8]) {
+    uint32_t packed;
+    memcpy(&packed, from, sizeof(packed));
+    uint64_t bytes = packed;
+    bytes = (bytes | bytes << 16) & 0x0000ffff0000ffffu;
+    bytes = (bytes | bytes << 8) & 0x00ff00ff00ff00ffu;
+    bytes = (bytes | bytes << 4) & 0x0f0f0f0f0f0f0f0fu;
+    memcpy(to, &bytes, sizeof(bytes));
+}
+
 inline void load_zero_points(const mq_matrix &weight, int64_t first, int64_t count, float *to) {
     if (weight.zero_point == nullptr) {
-        for (int64_t g = 0; g < count; ++g) to[g] = 8;
+        for (int64_t i = 0; i < count; ++i) to[i] = 8;
         return;
     }
-    int64_t g = 0;
-    if (first % 2 != 0) to[g++] = weight.zero_point[first / 2] >> 4;
-    const uint8_t *bytes = weight.zero_point + (first + g) / 2;
-    for (; g + 2 <= count; g += 2, ++bytes) {
-        to[g] = *bytes & 15;
-        to[g + 1] = *bytes >> 4;
+    int64_t i = 0;
+    if (first % 2 != 0) to[i++] = weight.zero_point[first / 2] >> 4;
+    const uint8_t *from = weight.zero_point + (first + i) / 2;
+    for (; i + 8 <= count; i += 8, from += 4) {
+        uint8_t bytes[8];
+        split_nibbles(from, bytes);
+        for (int j = 0; j < 8; ++j) to[i + j] = bytes[j];
     }
-    if (g < count) to[g] = *bytes & 15;
+    for (int64_t j = 0; i < count; ++i, ++j) to[i] = from[j / 2] >> (j % 2 * 4) & 15;
 }
 
-// Repeat the value of each group for its grains, in place, from the last group to the first.
-inline void repeat_for_grains(const Layout &layout, float *table) {
+// [rows, groups] -> [rows, table] in place: the value of each group for each of its grains, zeros after the last one.
+// From the last to the first, because nothing moves to the front.
+inline void repeat_for_grains(const Layout &layout, int64_t rows, float *values) {
     const int64_t times = layout.group_columns / layout.grain;
-    for (int64_t g = layout.groups - 1; times > 1 && g >= 0; --g) {
-        const float value = table[g];
-        const int64_t end = (g + 1) * times < layout.entries ? (g + 1) * times : layout.entries;
-        for (int64_t e = end - 1; e >= g * times; --e) table[e] = value;
+    for (int64_t n = rows - 1; n >= 0; --n) {
+        float *to = values + n * layout.table;
+        const float *from = values + n * layout.groups;
+        int64_t end = layout.groups * times < layout.entries ? layout.groups * times : layout.entries;
+        for (int64_t e = layout.table - 1; e >= end; --e) to[e] = 0;
+        for (int64_t g = layout.groups - 1; g >= 0; --g) {
+            const float value = from[g];
+            for (; end > g * times; --end) to[end - 1] = value;
+        }
     }
 }
 
-// scale[e] and offset[e] = -zero_point * scale * factor of each grain e of row n; zero in those beyond the last group.
+// [rows, table]: the scale of each grain, and offset = -zero_point * scale * factor; zeros past the last group.
 template <class Simd>
-inline void row_scales(const mq_matrix &weight, const Layout &layout, int64_t n, float factor, float *scale,
-                       float *offset) {
-    load_scales<Simd>(weight, n * layout.groups, layout.groups, scale);
-    load_zero_points(weight, n * layout.groups, layout.groups, offset);
-    for (int64_t g = 0; g < layout.groups; ++g) offset[g] *= -factor * scale[g];
-    repeat_for_grains(layout, scale);
-    repeat_for_grains(layout, offset);
-    const int64_t times = layout.group_columns / layout.grain;
-    const int64_t used = layout.groups * times < layout.entries ? layout.groups * times : layout.entries;
-    for (int64_t e = used; e < layout.table; ++e) scale[e] = offset[e] = 0;
+inline void load_tables(const mq_matrix &weight, const Layout &layout, int64_t first, int64_t rows, float factor,
+                        float *scale, float *offset) {
+    const int64_t count = rows * layout.groups;
+    load_scales<Simd>(weight, first * layout.groups, count, scale);
+    load_zero_points(weight, first * layout.groups, count, offset);
+    for (int64_t i = 0; i < count; ++i) offset[i] *= -factor * scale[i];
+    if (layout.table == layout.groups) return;
+    repeat_for_grains(layout, rows, scale);
+    repeat_for_grains(layout, rows, offset);
 }
 
 }  // namespace

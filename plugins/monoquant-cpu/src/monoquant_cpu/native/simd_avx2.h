@@ -20,6 +20,7 @@ struct Avx2 {
     static void store_aligned(uint8_t *p, Bytes v) { _mm256_store_si256(reinterpret_cast<__m256i *>(p), v); }
     static Floats zero() { return _mm256_setzero_ps(); }
     static Floats set(float v) { return _mm256_set1_ps(v); }
+    static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
     static Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
     static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 
@@ -99,6 +100,9 @@ struct Avx2 {
         }
     }
 
+    // Compilers like to collect all products before they add them, for which there are not enough registers.
+    static void keep_order(Bytes &sum) { __asm__("" : "+x"(sum)); }
+
     // Running sums of products of codes, by lane of four bytes; `Partial` may overflow after kPartialTerms of them.
     static constexpr int kPartialTerms = 8;  // 8 * 2 * 15 * 127 < 2^15
     using Partial = __m256i;
@@ -108,7 +112,9 @@ struct Avx2 {
     }
     static Partial zero_partial() { return _mm256_setzero_si256(); }
     static Partial add_products(Partial sum, Bytes w, Bytes x) {
-        return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x));
+        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x));
+        keep_order(sum);
+        return sum;
     }
     static Sums zero_sums() { return _mm256_setzero_si256(); }
     static Sums add_partial(Sums sum, Partial part) {

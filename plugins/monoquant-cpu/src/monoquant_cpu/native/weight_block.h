@@ -20,7 +20,7 @@ inline int64_t block_bytes(const Layout &layout, int64_t rows) {
     return (2 * sizeof(float) * layout.table + layout.columns / 2) * rows;
 }
 
-// `offset_factor`: see row_scales. `scratch` of block_bytes for `max_rows`.
+// `offset_factor`: see load_tables. `scratch` of block_bytes for `max_rows`.
 template <class Simd>
 inline void load_block(const mq_matrix &weight, const Layout &layout, int64_t first, int64_t max_rows,
                        float offset_factor, char *scratch, WeightBlock *block) {
@@ -32,8 +32,8 @@ inline void load_block(const mq_matrix &weight, const Layout &layout, int64_t fi
     block->offset = offset;
     for (int64_t n = 0; n < block->rows; ++n) {
         block->codes[n] = row_codes(weight, layout, first + n, codes + n * (layout.columns / 2));
-        row_scales<Simd>(weight, layout, first + n, offset_factor, scale + n * layout.table, offset + n * layout.table);
     }
+    load_tables<Simd>(weight, layout, first, block->rows, offset_factor, scale, offset);
 }
 
 template <int ROWS>
@@ -46,7 +46,7 @@ constexpr int kRowsAtOnce = 4;
 
 inline int few_rows_tile(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
-// sums[m * kRowsAtOnce + n]: of units first .. end - 1. The fewer rows of x, the more of w together: each pair needs a
+// Adds units first .. end - 1 to sums[m * kRowsAtOnce + n] (sets it if they are the first). The fewer rows of x, the more of w together: each pair needs a
 // register.
 template <class Kernel, class Simd, int COUNT>
 inline void multiply_rows(const Layout &layout, const WeightBlock &block, int64_t n, char *packed, int64_t first,
@@ -66,7 +66,20 @@ inline void multiply_rows(const Layout &layout, const WeightBlock &block, int64_
         float lanes[COUNT * ROWS];
         Simd::lane_sums(sum, lanes);
         for (int m = 0; m < COUNT; ++m) {
-            for (int i = 0; i < ROWS; ++i) sums[m * kRowsAtOnce + row + i] = lanes[m * ROWS + i];
+            for (int i = 0; i < ROWS; ++i) {
+                float *to = sums + m * kRowsAtOnce + row + i;
+                *to = lanes[m * ROWS + i] + (first == 0 ? 0 : *to);
+            }
+        }
+    }
+}
+
+// sums[m, v] += total, or = if it is the first.
+template <class Simd, int COUNT>
+inline void add_to_sums(const typename Simd::Floats (&total)[COUNT][Simd::kPanelVectors], bool is_first, float *sums) {
+    for (int m = 0; m < COUNT; ++m) {
+        for (int v = 0; v < Simd::kPanelVectors; ++v, sums += Simd::kLanes) {
+            Simd::store(sums, is_first ? total[m][v] : Simd::add(Simd::load(sums), total[m][v]));
         }
     }
 }
