@@ -14,7 +14,7 @@ struct PanelFloat {
     static constexpr float kOffsetFactor = 1;
     static constexpr int64_t kChunkColumns = 256;  // of a panel: half of a first-level cache
 
-    static int tile_at(int64_t left) { return left < kTile ? static_cast<int>(left) : kTile; }
+    static int tile_at(int64_t left) { return even_tile(left, kTile); }
 
     // `count` rows of x together: [columns, count].
     static int64_t bytes_per_row(const Layout &layout) { return sizeof(float) * layout.columns; }
@@ -46,7 +46,7 @@ struct PanelFloat {
         for (int lane = 0; lane < Simd::kLanes; lane += kLanesPerGrain) {
             float scale[Simd::kLanes], offset[Simd::kLanes];
             for (int i = 0; i < Simd::kLanes; ++i) {
-                const int64_t entry = block.clamp(n + i) * block.table + (column + 8 * lane) / GRAIN;
+                const int64_t entry = block.clamp(n + i) * block.entries + (column + 8 * lane) / GRAIN;
                 scale[i] = block.scale[entry];
                 offset[i] = block.offset[entry];
             }

@@ -18,7 +18,7 @@ struct PanelInt8 {
     static constexpr float kOffsetFactor = kWidestGrain;
     static constexpr int64_t kChunkColumns = 1024;  // of a panel: half of a first-level cache
 
-    static int tile_at(int64_t left) { return left < kTile ? static_cast<int>(left) : kTile; }
+    static int tile_at(int64_t left) { return even_tile(left, kTile); }
 
     // `count` rows of x together: codes [lanes of columns, count, 4 even and 4 odd ones], scales and means
     // [entries, count].
@@ -63,7 +63,7 @@ struct PanelInt8 {
         }
         float *scale = reinterpret_cast<float *>(panel + kChunkColumns * kRows), *offset = scale + table_floats();
         for (int row = 0; row < kRows; ++row) {
-            const int64_t from = block.clamp(n + row) * block.table + first / GRAIN;
+            const int64_t from = block.clamp(n + row) * block.entries + first / GRAIN;
             for (int64_t e = 0; e < (end - first) / GRAIN; ++e) {
                 scale[e * kRows + row] = block.scale[from + e];
                 offset[e * kRows + row] = block.offset[from + e];

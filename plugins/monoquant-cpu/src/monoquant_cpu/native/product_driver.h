@@ -18,7 +18,7 @@ namespace {
 
 // Up to so many rows of x, unpacking panels costs more than it saves.
 #ifndef FI
-#define FI 8
+#define FI 4
 #endif
 #ifndef FF
 #define FF 8
@@ -43,6 +43,12 @@ struct Job {
     int64_t packed_row_bytes, panel_bytes, sums_bytes, slot_bytes;
     char *packed, *slots;  // packed x; scratch of each thread: a panel, sums, a block
 
+    int64_t tiles() const {
+        int64_t found = 0;
+        for (int64_t m = 0; m < count; ++found) m += Kernel::tile_at(count - m);
+        return found;
+    }
+
     bool allocate(int64_t batch, int32_t threads) {
         panel_bytes = round_up(Kernel::panel_bytes(layout), 64);
         sums_bytes = round_up(sizeof(float) * batch * round_up(block_rows, Kernel::kRows), 64);
@@ -58,14 +64,12 @@ struct Job {
     static void pack_tile(void *context, int64_t task, int32_t slot) {
         const Job &job = *static_cast<const Job *>(context);
         float *spread = reinterpret_cast<float *>(job.slots + slot * job.slot_bytes);
-        const int64_t end = (task + 1) * Kernel::kTile < job.count ? (task + 1) * Kernel::kTile : job.count;
-        for (int64_t m = task * Kernel::kTile; m < end;) {
-            const int size = Kernel::tile_at(end - m);
-            for (int i = 0; i < size; ++i) {
-                spread_activations(*job.weight, job.layout, job.x + (m + i) * job.weight->columns, spread);
-                Kernel::pack(job.layout, spread, job.packed + m * job.packed_row_bytes, size, i);
-            }
-            m += size;
+        int64_t m = 0;
+        for (int64_t tile = 0; tile < task; ++tile) m += Kernel::tile_at(job.count - m);
+        const int size = Kernel::tile_at(job.count - m);
+        for (int i = 0; i < size; ++i) {
+            spread_activations(*job.weight, job.layout, job.x + (m + i) * job.weight->columns, spread);
+            Kernel::pack(job.layout, spread, job.packed + m * job.packed_row_bytes, size, i);
         }
     }
 
@@ -139,7 +143,7 @@ int32_t multiply_with(const mq_matrix &weight, const Layout &layout, const float
         job.count = count - m < batch ? count - m : batch;
         job.x = x + m * weight.columns;
         job.out = out + m * weight.rows;
-        mq::run_tasks(job.pack_tile, &job, (job.count + Kernel::kTile - 1) / Kernel::kTile, threads);
+        mq::run_tasks(job.pack_tile, &job, job.tiles(), threads);
         mq::run_tasks(job.multiply_block, &job, (weight.rows + job.block_rows - 1) / job.block_rows, threads);
     }
     free(job.packed);

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t kWidestGrain = 128;  // also the most columns of x that share one 8-bit scale
 constexpr int64_t kFinestGrain = 8;    // columns of a 32-bit lane
-constexpr int64_t kTableMultiple = 16; // tables of scales end in zeros, so that every vector of them can be read
 
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -26,7 +25,6 @@ struct Layout {
     int64_t units;          // per row
     int64_t columns;        // of all units, at least those of the matrix; x is 0 in those beyond it
     int64_t entries;        // grains per row
-    int64_t table;          // entries, rounded up
 };
 
 inline int64_t widest_grain(int64_t group_size) {
@@ -48,7 +46,6 @@ inline Layout make_layout(const mq_matrix &weight, int64_t block_columns) {
     layout.units = (used + layout.unit_columns - 1) / layout.unit_columns;
     layout.columns = layout.units * layout.unit_columns;
     layout.entries = layout.columns / layout.grain;
-    layout.table = round_up(layout.entries, kTableMultiple);
     return layout;
 }
 

@@ -33,17 +33,7 @@ inline void load_scales(const mq_matrix &weight, int64_t first, int64_t count, f
     }
 }
 
-// Eight nibbles, the low one of the first byte first, each in a byte of its own.
-inline void split_nibbles(const uint8_t *from, uint8_t (&to)[8]) {
-    uint32_t packed;
-    memcpy(&packed, from, sizeof(packed));
-    uint64_t bytes = packed;
-    bytes = (bytes | bytes << 16) & 0x0000ffff0000ffffu;
-    bytes = (bytes | bytes << 8) & 0x00ff00ff00ff00ffu;
-    bytes = (bytes | bytes << 4) & 0x0f0f0f0f0f0f0f0fu;
-    memcpy(to, &bytes, sizeof(bytes));
-}
-
+template <class Simd>
 inline void load_zero_points(const mq_matrix &weight, int64_t first, int64_t count, float *to) {
     if (weight.zero_point == nullptr) {
         for (int64_t i = 0; i < count; ++i) to[i] = 8;
@@ -52,23 +42,21 @@ inline void load_zero_points(const mq_matrix &weight, int64_t first, int64_t cou
     int64_t i = 0;
     if (first % 2 != 0) to[i++] = weight.zero_point[first / 2] >> 4;
     const uint8_t *from = weight.zero_point + (first + i) / 2;
-    for (; i + 8 <= count; i += 8, from += 4) {
-        uint8_t bytes[8];
-        split_nibbles(from, bytes);
-        for (int j = 0; j < 8; ++j) to[i + j] = bytes[j];
+    for (; i + Simd::kLanes <= count; i += Simd::kLanes, from += Simd::kLanes / 2) {
+        Simd::store(to + i, Simd::load_nibbles(from));
     }
     for (int64_t j = 0; i < count; ++i, ++j) to[i] = from[j / 2] >> (j % 2 * 4) & 15;
 }
 
-// [rows, groups] -> [rows, table] in place: the value of each group for each of its grains, zeros after the last one.
+// [rows, groups] -> [rows, entries] in place: the value of each group for each of its grains, zeros after the last one.
 // From the last to the first, because nothing moves to the front.
 inline void repeat_for_grains(const Layout &layout, int64_t rows, float *values) {
     const int64_t times = layout.group_columns / layout.grain;
     for (int64_t n = rows - 1; n >= 0; --n) {
-        float *to = values + n * layout.table;
+        float *to = values + n * layout.entries;
         const float *from = values + n * layout.groups;
         int64_t end = layout.groups * times < layout.entries ? layout.groups * times : layout.entries;
-        for (int64_t e = layout.table - 1; e >= end; --e) to[e] = 0;
+        for (int64_t e = layout.entries - 1; e >= end; --e) to[e] = 0;
         for (int64_t g = layout.groups - 1; g >= 0; --g) {
             const float value = from[g];
             for (; end > g * times; --end) to[end - 1] = value;
@@ -76,15 +64,15 @@ inline void repeat_for_grains(const Layout &layout, int64_t rows, float *values)
     }
 }
 
-// [rows, table]: the scale of each grain, and offset = -zero_point * scale * factor; zeros past the last group.
+// [rows, entries]: the scale of each grain, and offset = -zero_point * scale * factor; zeros past the last group.
 template <class Simd>
 inline void load_tables(const mq_matrix &weight, const Layout &layout, int64_t first, int64_t rows, float factor,
                         float *scale, float *offset) {
     const int64_t count = rows * layout.groups;
     load_scales<Simd>(weight, first * layout.groups, count, scale);
-    load_zero_points(weight, first * layout.groups, count, offset);
+    load_zero_points<Simd>(weight, first * layout.groups, count, offset);
     for (int64_t i = 0; i < count; ++i) offset[i] *= -factor * scale[i];
-    if (layout.table == layout.groups) return;
+    if (layout.entries == layout.groups) return;
     repeat_for_grains(layout, rows, scale);
     repeat_for_grains(layout, rows, offset);
 }

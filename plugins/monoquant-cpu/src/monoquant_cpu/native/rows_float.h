@@ -58,42 +58,53 @@ struct RowsFloat {
         multiply_rows<RowsFloat, Simd, COUNT>(layout, block, n, packed, first / kUnitColumns, end / kUnitColumns, sums);
     }
 
+    // With few rows of x, each takes several sums in turn: a multiply-add waits for the one before it on its sum.
+    template <int COUNT>
+    static constexpr int kChains = COUNT == 1 ? 4 : COUNT == 2 ? 2 : 1;
+
     // Add the lanes of units first .. end - 1 to sum[m * ROWS + n].
     template <int COUNT, int ROWS>
-    static void accumulate(const Layout &, const WeightRows<ROWS> &w, char *packed, int64_t first, int64_t end,
-                           typename Simd::Floats (&sum)[COUNT * ROWS]) {
-        const float *x = reinterpret_cast<const float *>(packed) + first * kUnitColumns * COUNT;
-        for (int64_t u = first; u < end; ++u, x += kUnitColumns * COUNT) {
-            for (int n = 0; n < ROWS; ++n) {
+    __attribute__((noinline)) static void accumulate(const Layout &, const WeightRows<ROWS> &w, char *packed,
+                                                     int64_t first, int64_t end,
+                                                     typename Simd::Floats (&sum)[COUNT * ROWS]) {
+        const float *x = reinterpret_cast<const float *>(packed);
+        for (int n = 0; n < ROWS; ++n) {
+            typename Simd::Floats sums[kChains<COUNT>][COUNT];
+            for (int i = 0; i < kChains<COUNT>; ++i) {
+                for (int m = 0; m < COUNT; ++m) sums[i][m] = Simd::zero();
+            }
+            for (int64_t u = first; u < end; ++u) {
                 const auto steps = Steps<Simd>::of(Simd::template spread<kGrains>(w.scale[n] + u * kGrains),
                                                    Simd::template spread<kGrains>(w.offset[n] + u * kGrains));
-                for (int b = 0; b < kBlocks; ++b) {
-                    const auto bytes = Simd::load_bytes(w.codes[n] + (u * kBlocks + b) * Simd::kBytes);
-                    const float *columns = x + b * kBlockColumns * COUNT;
-                    add_four_columns<COUNT, ROWS>(bytes, steps, columns, sum + n);
-                    add_four_columns<COUNT, ROWS>(Simd::skip_four_nibbles(bytes), steps,
-                                                  columns + 4 * COUNT * Simd::kLanes, sum + n);
+                for (int64_t b = u * kBlocks; b < (u + 1) * kBlocks; ++b) {
+                    add_block<COUNT>(Simd::load_bytes(w.codes[n] + b * Simd::kBytes), steps,
+                                     x + b * kBlockColumns * COUNT, sums);
                 }
+            }
+            for (int m = 0; m < COUNT; ++m) {
+                for (int i = 0; i < kChains<COUNT>; ++i) sum[m * ROWS + n] = Simd::add(sum[m * ROWS + n], sums[i][m]);
             }
         }
     }
 
-    template <int COUNT, int ROWS>
-    static void add_four_columns(typename Simd::Bytes bytes, const Steps<Simd> &steps, const float *x,
-                                 typename Simd::Floats *sum) {
-        add_column<0, COUNT, ROWS>(bytes, steps, x, sum);
-        add_column<1, COUNT, ROWS>(bytes, steps, x, sum);
-        add_column<2, COUNT, ROWS>(bytes, steps, x, sum);
-        add_column<3, COUNT, ROWS>(bytes, steps, x, sum);
+    template <int COUNT>
+    static void add_block(typename Simd::Bytes codes, const Steps<Simd> &steps, const float *x,
+                          typename Simd::Floats (&sums)[kChains<COUNT>][COUNT]) {
+        for (int half = 0; half < 2; ++half, x += 4 * COUNT * Simd::kLanes, codes = Simd::skip_four_nibbles(codes)) {
+            add_column<0, COUNT>(codes, steps, x, sums);
+            add_column<1, COUNT>(codes, steps, x, sums);
+            add_column<2, COUNT>(codes, steps, x, sums);
+            add_column<3, COUNT>(codes, steps, x, sums);
+        }
     }
 
-    template <int I, int COUNT, int ROWS>
-    static void add_column(typename Simd::Bytes bytes, const Steps<Simd> &steps, const float *x,
-                           typename Simd::Floats *sum) {
-        const auto w = steps.template dequantize<I>(bytes);
+    template <int I, int COUNT>
+    static void add_column(typename Simd::Bytes codes, const Steps<Simd> &steps, const float *x,
+                           typename Simd::Floats (&sums)[kChains<COUNT>][COUNT]) {
+        const auto w = steps.template dequantize<I>(codes);
         for (int m = 0; m < COUNT; ++m) {
-            const auto values = Simd::load(x + (I * COUNT + m) * Simd::kLanes);
-            sum[m * ROWS] = Simd::multiply_add(w, values, sum[m * ROWS]);
+            auto &sum = sums[I % kChains<COUNT>][m];
+            sum = Simd::multiply_add(w, Simd::load(x + (I * COUNT + m) * Simd::kLanes), sum);
         }
     }
 };

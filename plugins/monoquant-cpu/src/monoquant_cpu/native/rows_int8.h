@@ -21,9 +21,9 @@ struct RowsInt8 {
     static int tile_at(int64_t left) { return few_rows_tile(left); }
 
     // `count` rows of x together: codes [units, count, blocks, even and odd, bytes], their scales [units, count, grains]
-    // and means [count, table].
+    // and means [count, entries].
     static int64_t bytes_per_row(const Layout &layout) {
-        return round_up(layout.columns + sizeof(float) * (layout.entries + layout.table), 64);
+        return round_up(layout.columns + 2 * sizeof(float) * layout.entries, 64);
     }
     static float *scales(const Layout &layout, char *packed, int count) {
         return reinterpret_cast<float *>(packed + layout.columns * count);
@@ -33,7 +33,7 @@ struct RowsInt8 {
     }
 
     static void pack(const Layout &layout, const float *x, char *packed, int count, int m) {
-        float *scale = scales(layout, packed, count), *mean = means(layout, packed, count) + m * layout.table;
+        float *scale = scales(layout, packed, count), *mean = means(layout, packed, count) + m * layout.entries;
         for (int64_t u = 0; u < layout.units; ++u) {
             int8_t codes[kUnitColumns];
             const int64_t place = u * count + m;
@@ -48,7 +48,6 @@ struct RowsInt8 {
                 for (int i = 0; i < Simd::kBytes; ++i) to[Simd::kBytes + i] = block[2 * i + 1];
             }
         }
-        for (int64_t e = layout.entries; e < layout.table; ++e) mean[e] = 0;
     }
 
     static int64_t panel_bytes(const Layout &) { return 0; }
@@ -91,10 +90,11 @@ struct RowsInt8 {
     static void add_offsets(const Layout &layout, const WeightRows<ROWS> &w, const float *mean,
                             typename Simd::Floats (&sum)[COUNT * ROWS]) {
         for (int64_t e = 0; e < layout.entries; e += Simd::kLanes) {
+            const int64_t left = layout.entries - e;
             for (int n = 0; n < ROWS; ++n) {
-                const auto offset = Simd::load(w.offset[n] + e);
+                const auto offset = Simd::load_first(w.offset[n] + e, left);
                 for (int m = 0; m < COUNT; ++m) {
-                    const auto x_mean = Simd::load(mean + m * layout.table + e);
+                    const auto x_mean = Simd::load_first(mean + m * layout.entries + e, left);
                     sum[m * ROWS + n] = Simd::multiply_add(offset, x_mean, sum[m * ROWS + n]);
                 }
             }

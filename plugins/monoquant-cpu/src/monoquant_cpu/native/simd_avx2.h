@@ -3,6 +3,7 @@
 #pragma once
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 namespace {
 
@@ -15,6 +16,12 @@ struct Avx2 {
 
     static Bytes load_bytes(const uint8_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
     static Floats load(const float *p) { return _mm256_loadu_ps(p); }
+    // The first `count` lanes (all if there are fewer), zeros in the others; does not read past them.
+    static Floats load_first(const float *p, int64_t count) {
+        if (count >= kLanes) return load(p);
+        const Bytes lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes));
+    }
     static void store(float *p, Floats v) { _mm256_storeu_ps(p, v); }
     static Bytes load_aligned(const uint8_t *p) { return _mm256_load_si256(reinterpret_cast<const __m256i *>(p)); }
     static void store_aligned(uint8_t *p, Bytes v) { _mm256_store_si256(reinterpret_cast<__m256i *>(p), v); }
@@ -121,6 +128,14 @@ struct Avx2 {
         return _mm256_add_epi32(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
     }
     static Floats to_floats(Sums sum) { return _mm256_cvtepi32_ps(sum); }
+
+    // kLanes adjacent nibbles as floats, the low one of the first byte first.
+    static Floats load_nibbles(const uint8_t *p) {
+        int32_t packed;
+        memcpy(&packed, p, sizeof(packed));
+        const Bytes shifted = _mm256_srlv_epi32(_mm256_set1_epi32(packed), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+        return _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(15)));
+    }
 
     // kLanes halves (float16) as floats.
     static Floats load_halves(const uint16_t *p) {

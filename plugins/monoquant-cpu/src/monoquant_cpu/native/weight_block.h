@@ -8,26 +8,26 @@ namespace {
 constexpr int kMaxBlockRows = 64;
 
 struct WeightBlock {
-    int64_t rows, table;
+    int64_t rows, entries;
     const uint8_t *codes[kMaxBlockRows];
-    const float *scale, *offset;  // [rows, table]
+    const float *scale, *offset;  // [rows, entries]
 
     // Rows past the last are the last one again, so that kernels can take a fixed number at once.
     int64_t clamp(int64_t row) const { return row < rows ? row : rows - 1; }
 };
 
 inline int64_t block_bytes(const Layout &layout, int64_t rows) {
-    return (2 * sizeof(float) * layout.table + layout.columns / 2) * rows;
+    return (2 * sizeof(float) * layout.entries + layout.columns / 2) * rows;
 }
 
 // `offset_factor`: see load_tables. `scratch` of block_bytes for `max_rows`.
 template <class Simd>
 inline void load_block(const mq_matrix &weight, const Layout &layout, int64_t first, int64_t max_rows,
                        float offset_factor, char *scratch, WeightBlock *block) {
-    float *scale = reinterpret_cast<float *>(scratch), *offset = scale + layout.table * max_rows;
-    uint8_t *codes = reinterpret_cast<uint8_t *>(offset + layout.table * max_rows);
+    float *scale = reinterpret_cast<float *>(scratch), *offset = scale + layout.entries * max_rows;
+    uint8_t *codes = reinterpret_cast<uint8_t *>(offset + layout.entries * max_rows);
     block->rows = weight.rows - first < max_rows ? weight.rows - first : max_rows;
-    block->table = layout.table;
+    block->entries = layout.entries;
     block->scale = scale;
     block->offset = offset;
     for (int64_t n = 0; n < block->rows; ++n) {
@@ -57,8 +57,8 @@ inline void multiply_rows(const Layout &layout, const WeightBlock &block, int64_
         for (int i = 0; i < ROWS; ++i) {
             const int64_t from = block.clamp(n + row + i);
             w.codes[i] = block.codes[from];
-            w.scale[i] = block.scale + from * block.table;
-            w.offset[i] = block.offset + from * block.table;
+            w.scale[i] = block.scale + from * block.entries;
+            w.offset[i] = block.offset + from * block.entries;
         }
         typename Simd::Floats sum[COUNT * ROWS];
         for (int i = 0; i < COUNT * ROWS; ++i) sum[i] = Simd::zero();
@@ -72,6 +72,12 @@ inline void multiply_rows(const Layout &layout, const WeightBlock &block, int64_
             }
         }
     }
+}
+
+// As few tiles as possible for `left` rows of x, of about the same size.
+inline int even_tile(int64_t left, int largest) {
+    const int64_t tiles = (left + largest - 1) / largest;
+    return static_cast<int>((left + tiles - 1) / tiles);
 }
 
 // sums[m, v] += total, or = if it is the first.
