@@ -24,33 +24,31 @@ struct PanelFloat {
         for (int64_t column = 0; column < layout.columns; ++column, to += count) *to = x[column];
     }
 
-    // A panel: [columns of a chunk, rows].
-    static int64_t panel_bytes(const Layout &) { return kChunkColumns * kRows * sizeof(float); }
+    // A panel: [columns of a chunk, rows], then scales and offsets [grains, rows].
+    static constexpr int64_t kTableFloats = kChunkColumns / GRAIN * kRows;
+    static int64_t panel_bytes(const Layout &) { return (kChunkColumns * kRows + 2 * kTableFloats) * sizeof(float); }
 
     static void prepare(const Layout &, const WeightBlock &block, int64_t n, int64_t first, int64_t end, char *panel) {
+        float *values = reinterpret_cast<float *>(panel), *scale = values + kChunkColumns * kRows;
+        gather_tables<kRows, GRAIN>(block, n, first, end, scale, scale + kTableFloats);
         for (int64_t column = first; column < end; column += kBlockColumns) {
-            float *to = reinterpret_cast<float *>(panel) + (column - first) * kRows;
             for (int v = 0; v < kVectors; ++v) {
-                dequantize_block(block, n + v * Simd::kLanes, column, to + v * Simd::kLanes);
+                const int64_t grain = (column - first) / GRAIN * kRows + v * Simd::kLanes;
+                dequantize_block(block, n + v * Simd::kLanes, column, scale + grain,
+                                 values + (column - first) * kRows + v * Simd::kLanes);
             }
         }
     }
 
-    static void dequantize_block(const WeightBlock &block, int64_t n, int64_t column, float *to) {
+    static void dequantize_block(const WeightBlock &block, int64_t n, int64_t column, const float *scale, float *to) {
         typename Simd::Bytes codes[Simd::kLanes];
         for (int i = 0; i < Simd::kLanes; ++i) {
             codes[i] = Simd::load_bytes(block.codes[block.clamp(n + i)] + column / 2);
         }
         Simd::transpose(codes);
         constexpr int kLanesPerGrain = GRAIN / 8 < Simd::kLanes ? GRAIN / 8 : Simd::kLanes;
-        for (int lane = 0; lane < Simd::kLanes; lane += kLanesPerGrain) {
-            float scale[Simd::kLanes], offset[Simd::kLanes];
-            for (int i = 0; i < Simd::kLanes; ++i) {
-                const int64_t entry = block.clamp(n + i) * block.entries + (column + 8 * lane) / GRAIN;
-                scale[i] = block.scale[entry];
-                offset[i] = block.offset[entry];
-            }
-            const auto steps = Steps<Simd>::of(Simd::load(scale), Simd::load(offset));
+        for (int lane = 0; lane < Simd::kLanes; lane += kLanesPerGrain, scale += kRows) {
+            const auto steps = Steps<Simd>::of(Simd::load(scale), Simd::load(scale + kTableFloats));
             for (int i = 0; i < kLanesPerGrain; ++i) {
                 dequantize_lane(codes[lane + i], steps, to + (lane + i) * 8 * kRows);
             }

@@ -61,14 +61,8 @@ struct PanelInt8 {
                 }
             }
         }
-        float *scale = reinterpret_cast<float *>(panel + kChunkColumns * kRows), *offset = scale + table_floats();
-        for (int row = 0; row < kRows; ++row) {
-            const int64_t from = block.clamp(n + row) * block.entries + first / GRAIN;
-            for (int64_t e = 0; e < (end - first) / GRAIN; ++e) {
-                scale[e * kRows + row] = block.scale[from + e];
-                offset[e * kRows + row] = block.offset[from + e];
-            }
-        }
+        float *scale = reinterpret_cast<float *>(panel + kChunkColumns * kRows);
+        gather_tables<kRows, GRAIN>(block, n, first, end, scale, scale + table_floats());
     }
 
     // Adds columns first .. end - 1 of COUNT rows of x and a panel to sums[m * kRows + n].

@@ -17,20 +17,8 @@
 namespace {
 
 // Up to so many rows of x, unpacking panels costs more than it saves.
-#ifndef FI
-#define FI 4
-#endif
-#ifndef FF
-#define FF 8
-#endif
-constexpr int64_t kFewInt8 = FI, kFewFloat = FF, kFewRows = 8;
+constexpr int64_t kFewRows = 2;
 constexpr int64_t kBatch = 256;  // rows of x that are packed at a time
-
-// The next smaller tile that Kernel::tile_at can give.
-template <class Kernel>
-constexpr int tile_below(int count) {
-    return Kernel::kTile == 8 && Kernel::kRows == kRowsAtOnce ? count / 2 : count - 1;
-}
 
 template <class Simd, class Kernel>
 struct Job {
@@ -109,8 +97,7 @@ struct Job {
             Kernel::template multiply<COUNT>(layout, block, n, tile, panel, column, end, sums);
             return;
         }
-        constexpr int kNext = tile_below<Kernel>(COUNT);
-        if constexpr (kNext > 0) multiply_tile<kNext>(size, block, n, tile, panel, column, end, sums);
+        if constexpr (COUNT > 1) multiply_tile<COUNT - 1>(size, block, n, tile, panel, column, end, sums);
     }
 
     // sums: [count, Kernel::kRows], of rows n ... of the block that starts at `row`.
@@ -165,14 +152,14 @@ int32_t multiply(const mq_matrix &weight, const float *x, int64_t count, const f
 template <class Simd>
 int32_t multiply_int8(const mq_matrix *weight, const float *x, int64_t count, const float *bias, float *out,
                       int32_t threads) {
-    if (count <= kFewInt8) return multiply<Simd, RowsInt8>(*weight, x, count, bias, out, threads);
+    if (count <= kFewRows) return multiply<Simd, RowsInt8>(*weight, x, count, bias, out, threads);
     return multiply<Simd, PanelInt8>(*weight, x, count, bias, out, threads);
 }
 
 template <class Simd>
 int32_t multiply_float(const mq_matrix *weight, const float *x, int64_t count, const float *bias, float *out,
                        int32_t threads) {
-    if (count <= kFewFloat) return multiply<Simd, RowsFloat>(*weight, x, count, bias, out, threads);
+    if (count <= kFewRows) return multiply<Simd, RowsFloat>(*weight, x, count, bias, out, threads);
     return multiply<Simd, PanelFloat>(*weight, x, count, bias, out, threads);
 }
 

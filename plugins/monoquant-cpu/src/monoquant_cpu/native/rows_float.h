@@ -33,9 +33,9 @@ struct RowsFloat {
     static constexpr int kBlocks = kUnitColumns / kBlockColumns;
     static constexpr int kGrains = kUnitColumns / GRAIN;  // per unit
     static constexpr float kOffsetFactor = 1;
-    static constexpr int kTile = 8, kRows = kRowsAtOnce;
-    static constexpr int64_t kChunkColumns = 512;  // of a tile of x: half of a first-level cache
-    static int tile_at(int64_t left) { return few_rows_tile(left); }
+    static constexpr int kTile = 2, kRows = kRowsAtOnce;
+    static constexpr int64_t kChunkColumns = 2048;  // of a tile of x: half of a first-level cache
+    static int tile_at(int64_t left) { return left < kTile ? 1 : kTile; }
 
     // `count` rows of x together: [blocks, 8 columns of a lane, count, lanes].
     static int64_t bytes_per_row(const Layout &layout) { return sizeof(float) * layout.columns; }
@@ -58,9 +58,9 @@ struct RowsFloat {
         multiply_rows<RowsFloat, Simd, COUNT>(layout, block, n, packed, first / kUnitColumns, end / kUnitColumns, sums);
     }
 
-    // With few rows of x, each takes several sums in turn: a multiply-add waits for the one before it on its sum.
+    // Each row of x takes several sums in turn: a multiply-add waits for the one before it on its sum.
     template <int COUNT>
-    static constexpr int kChains = COUNT == 1 ? 4 : COUNT == 2 ? 2 : 1;
+    static constexpr int kChains = COUNT == 1 ? 4 : 2;
 
     // Add the lanes of units first .. end - 1 to sum[m * ROWS + n].
     template <int COUNT, int ROWS>
@@ -77,6 +77,7 @@ struct RowsFloat {
                 const auto steps = Steps<Simd>::of(Simd::template spread<kGrains>(w.scale[n] + u * kGrains),
                                                    Simd::template spread<kGrains>(w.offset[n] + u * kGrains));
                 for (int64_t b = u * kBlocks; b < (u + 1) * kBlocks; ++b) {
+                    prefetch(w.codes[n] + b * Simd::kBytes);
                     add_block<COUNT>(Simd::load_bytes(w.codes[n] + b * Simd::kBytes), steps,
                                      x + b * kBlockColumns * COUNT, sums);
                 }

@@ -16,9 +16,9 @@ struct RowsInt8 {
     static constexpr int kBlocks = kUnitColumns / kBlockColumns;
     static constexpr int kGrains = kUnitColumns / GRAIN;  // per unit
     static constexpr float kOffsetFactor = kWidestGrain;
-    static constexpr int kTile = 8, kRows = kRowsAtOnce;
-    static constexpr int64_t kChunkColumns = 2048;  // of a tile of x: half of a first-level cache
-    static int tile_at(int64_t left) { return few_rows_tile(left); }
+    static constexpr int kTile = 2, kRows = kRowsAtOnce;
+    static constexpr int64_t kChunkColumns = 8192;  // of a tile of x: half of a first-level cache
+    static int tile_at(int64_t left) { return left < kTile ? 1 : kTile; }
 
     // `count` rows of x together: codes [units, count, blocks, even and odd, bytes], their scales [units, count, grains]
     // and means [count, entries].
@@ -61,42 +61,49 @@ struct RowsInt8 {
 
     // Add the lanes of units first .. end - 1 to sum[m * ROWS + n].
     template <int COUNT, int ROWS>
-    static void accumulate(const Layout &layout, const WeightRows<ROWS> &w, char *packed, int64_t first, int64_t end,
-                           typename Simd::Floats (&sum)[COUNT * ROWS]) {
-        using Floats = typename Simd::Floats;
-        if (first == 0) add_offsets<COUNT, ROWS>(layout, w, means(layout, packed, COUNT), sum);
-        const float *scale = scales(layout, packed, COUNT) + first * COUNT * kGrains;
-        const int8_t *codes = reinterpret_cast<const int8_t *>(packed) + first * COUNT * kUnitColumns;
-        for (int64_t u = first; u < end; ++u, scale += COUNT * kGrains, codes += COUNT * kUnitColumns) {
-            for (int n = 0; n < ROWS; ++n) {
-                typename Simd::Bytes low[kBlocks], high[kBlocks];
-                for (int b = 0; b < kBlocks; ++b) {
-                    const auto bytes = Simd::load_bytes(w.codes[n] + (u * kBlocks + b) * Simd::kBytes);
-                    low[b] = Simd::low_nibbles(bytes);
-                    high[b] = Simd::high_nibbles(bytes);
-                }
-                const Floats step = Simd::template spread<kGrains>(w.scale[n] + u * kGrains);
-                for (int m = 0; m < COUNT; ++m) {
-                    const Floats x_step = Simd::template spread<kGrains>(scale + m * kGrains);
-                    const Floats dot = Simd::template dot<kBlocks>(low, high, codes + m * kUnitColumns);
-                    // The scales first: the product of a large x and a small w is moderate, dot * x_step may not be.
-                    sum[m * ROWS + n] = Simd::multiply_add(dot, Simd::multiply(step, x_step), sum[m * ROWS + n]);
-                }
+    __attribute__((noinline)) static void accumulate(const Layout &layout, const WeightRows<ROWS> &w, char *packed,
+                                                     int64_t first, int64_t end,
+                                                     typename Simd::Floats (&sum)[COUNT * ROWS]) {
+        const float *scale = scales(layout, packed, COUNT), *mean = means(layout, packed, COUNT);
+        const int8_t *codes = reinterpret_cast<const int8_t *>(packed);
+        for (int n = 0; n < ROWS; ++n) {
+            typename Simd::Floats sums[COUNT];
+            for (int m = 0; m < COUNT; ++m) sums[m] = Simd::zero();
+            if (first == 0) add_offsets<COUNT>(layout.entries, w.offset[n], mean, sums);
+            for (int64_t u = first; u < end; ++u) {
+                add_unit<COUNT>(w.codes[n] + u * kBlocks * Simd::kBytes, w.scale[n] + u * kGrains,
+                                codes + u * kUnitColumns * COUNT, scale + u * kGrains * COUNT, sums);
             }
+            for (int m = 0; m < COUNT; ++m) sum[m * ROWS + n] = sums[m];
         }
     }
 
-    template <int COUNT, int ROWS>
-    static void add_offsets(const Layout &layout, const WeightRows<ROWS> &w, const float *mean,
-                            typename Simd::Floats (&sum)[COUNT * ROWS]) {
-        for (int64_t e = 0; e < layout.entries; e += Simd::kLanes) {
-            const int64_t left = layout.entries - e;
-            for (int n = 0; n < ROWS; ++n) {
-                const auto offset = Simd::load_first(w.offset[n] + e, left);
-                for (int m = 0; m < COUNT; ++m) {
-                    const auto x_mean = Simd::load_first(mean + m * layout.entries + e, left);
-                    sum[m * ROWS + n] = Simd::multiply_add(offset, x_mean, sum[m * ROWS + n]);
-                }
+    template <int COUNT>
+    static void add_unit(const uint8_t *codes, const float *scale, const int8_t *x, const float *x_scale,
+                         typename Simd::Floats (&sums)[COUNT]) {
+        prefetch(codes);
+        typename Simd::Bytes low[kBlocks], high[kBlocks];
+        for (int b = 0; b < kBlocks; ++b) {
+            const auto bytes = Simd::load_bytes(codes + b * Simd::kBytes);
+            low[b] = Simd::low_nibbles(bytes);
+            high[b] = Simd::high_nibbles(bytes);
+        }
+        const auto step = Simd::template spread<kGrains>(scale);
+        for (int m = 0; m < COUNT; ++m) {
+            const auto x_step = Simd::template spread<kGrains>(x_scale + m * kGrains);
+            const auto dot = Simd::template dot<kBlocks>(low, high, x + m * kUnitColumns);
+            // The scales first: the product of a large x and a small w is moderate, dot * x_step may not be.
+            sums[m] = Simd::multiply_add(dot, Simd::multiply(step, x_step), sums[m]);
+        }
+    }
+
+    template <int COUNT>
+    static void add_offsets(int64_t entries, const float *offset, const float *mean,
+                            typename Simd::Floats (&sums)[COUNT]) {
+        for (int64_t e = 0; e < entries; e += Simd::kLanes) {
+            const auto w_offset = Simd::load_first(offset + e, entries - e);
+            for (int m = 0; m < COUNT; ++m) {
+                sums[m] = Simd::multiply_add(w_offset, Simd::load_first(mean + m * entries + e, entries - e), sums[m]);
             }
         }
     }

@@ -44,14 +44,14 @@ struct WeightRows {
 
 constexpr int kRowsAtOnce = 4;
 
-inline int few_rows_tile(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+// Rows are short and the processor's own prefetching starts anew with each: ask for codes two pages ahead.
+inline void prefetch(const uint8_t *codes) { __builtin_prefetch(codes + 8192); }
 
-// Adds units first .. end - 1 to sums[m * kRowsAtOnce + n] (sets it if they are the first). The fewer rows of x, the more of w together: each pair needs a
-// register.
+// Adds units first .. end - 1 to sums[m * kRowsAtOnce + n] (sets it if they are the first). The fewer rows of x, the more of w together.
 template <class Kernel, class Simd, int COUNT>
 inline void multiply_rows(const Layout &layout, const WeightBlock &block, int64_t n, char *packed, int64_t first,
                           int64_t end, float *sums) {
-    constexpr int ROWS = COUNT == 1 ? 4 : COUNT == 2 ? 2 : 1;
+    constexpr int ROWS = kRowsAtOnce / COUNT;
     for (int row = 0; row < kRowsAtOnce && n + row < block.rows; row += ROWS) {
         WeightRows<ROWS> w;
         for (int i = 0; i < ROWS; ++i) {
@@ -70,6 +70,20 @@ inline void multiply_rows(const Layout &layout, const WeightBlock &block, int64_
                 float *to = sums + m * kRowsAtOnce + row + i;
                 *to = lanes[m * ROWS + i] + (first == 0 ? 0 : *to);
             }
+        }
+    }
+}
+
+// Scales and offsets of the grains of columns first .. end - 1, for ROWS rows side by side: [grains, ROWS].
+template <int ROWS, int GRAIN>
+inline void gather_tables(const WeightBlock &block, int64_t n, int64_t first, int64_t end, float *scale,
+                          float *offset) {
+    const int64_t grains = (end - first) / GRAIN;
+    for (int row = 0; row < ROWS; ++row) {
+        const int64_t from = block.clamp(n + row) * block.entries + first / GRAIN;
+        for (int64_t e = 0; e < grains; ++e) {
+            scale[e * ROWS + row] = block.scale[from + e];
+            offset[e * ROWS + row] = block.offset[from + e];
         }
     }
 }
