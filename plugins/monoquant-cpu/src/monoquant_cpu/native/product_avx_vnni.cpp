@@ -15,6 +15,10 @@ struct AvxVnni : Avx2 {
         }
         return _mm256_cvtepi32_ps(sum);
     }
+
+    static constexpr int kPartialTerms = 32;  // 32-bit sums: no limit, this is a whole grain
+    static Partial add_products(Partial sum, Bytes w, Bytes x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
+    static Sums add_partial(Sums sum, Partial part) { return _mm256_add_epi32(sum, part); }
 };
 
 }  // namespace
