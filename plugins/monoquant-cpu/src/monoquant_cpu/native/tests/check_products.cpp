@@ -1,7 +1,8 @@
 // Compares the products of every instruction set that this machine has with a plain reference, on odd shapes, with
 // buffers of exactly the right size, from several threads and after fork(). Prints a line for each instruction set and
 // returns 1 if one is wrong. Meant to be built with -fsanitize=address,undefined or =thread as well:
-//   g++ -std=c++17 -O1 -g -pthread -I.. check_products.cpp ../*.cpp's objects
+//   g++ -std=c++17 -O1 -g -pthread check_products.cpp <the objects of ../*.cpp, each with its flags>
+// fork() after threads: the thread sanitizer needs TSAN_OPTIONS=die_after_fork=0.
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
