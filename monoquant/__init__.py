@@ -69,6 +69,7 @@ from monoquant.modules.linear import (
 from monoquant.modules.packed_module import PackedModule
 from monoquant.numerics.affine import GroupCodes
 from monoquant.numerics.matrix_form import MatrixForm
+from monoquant.numerics.metrics import Energy
 from monoquant.passes.accuracy_warning import AccuracyWarningPass
 from monoquant.passes.base import Pass
 from monoquant.passes.budget import BudgetPass
@@ -128,6 +129,7 @@ __all__ = [
     "ComparisonResult",
     "ConfigError",
     "Decision",
+    "Energy",
     "Exporter",
     "FileError",
     "Finding",
