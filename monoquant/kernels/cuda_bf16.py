@@ -13,7 +13,7 @@ from monoquant.kernels.portable import dequantized, zero_points
 from monoquant.numerics.packing import unpack_nibbles
 
 _GROUP_SIZES = (32, 64, 128, 256)
-_FEWER_INPUTS = 64
+_FEWER_INPUTS = 192
 """The operator is made for few input rows; from here on it is faster to dequantize and to multiply in bfloat16."""
 _ROWS, _COLUMNS = 8, 128
 """Multiples of these fill the operator's tiles, with eight steps of sixteen columns in each."""
@@ -21,7 +21,7 @@ _STEPS = 8
 
 
 class CudaBf16(ProductKernel):
-    """``aten::_weight_int4pack_mm`` for up to 63 input rows, a dequantized product in bfloat16 for more."""
+    """``aten::_weight_int4pack_mm`` for up to 191 input rows, a dequantized product in bfloat16 for more."""
 
     name: ClassVar[str] = "cuda-bf16"
     relative_error: ClassVar[float] = 2e-2
@@ -48,14 +48,16 @@ class CudaBf16(ProductKernel):
 
     def multiply(self, inputs: Tensor, codes: Codes, derived: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
         rounded = inputs.to(torch.bfloat16)
-        if len(inputs) >= _FEWER_INPUTS or not len(inputs):
+        if not 0 < inputs.shape[0] < _FEWER_INPUTS:
             added = None if bias is None else bias.to(torch.bfloat16)
             return functional.linear(rounded, dequantized(codes).to(torch.bfloat16), added).to(inputs.dtype)
         packed, parameters = derived
-        padded = functional.pad(rounded, (0, _padded(codes) - codes.columns))
+        missing = _padded(codes) - codes.columns
+        padded = functional.pad(rounded, (0, missing)) if missing else rounded
         product = torch.ops.aten._weight_int4pack_mm(padded, packed, codes.group_size, parameters)
-        output: Tensor = product[:, : codes.rows].to(inputs.dtype)
-        return output.contiguous() if bias is None else output + bias.to(inputs.dtype)
+        output: Tensor = product if product.shape[1] == codes.rows else product[:, : codes.rows].contiguous()
+        output = output.to(inputs.dtype)
+        return output if bias is None else output.add_(bias.to(inputs.dtype))
 
 
 def _padded(codes: Codes) -> int:
