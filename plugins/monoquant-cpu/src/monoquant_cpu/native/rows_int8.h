@@ -66,15 +66,20 @@ struct RowsInt8 {
                                                      typename Simd::Floats (&sum)[COUNT * ROWS]) {
         const float *scale = scales(layout, packed, COUNT), *mean = means(layout, packed, COUNT);
         const int8_t *codes = reinterpret_cast<const int8_t *>(packed);
+        typename Simd::Floats sums[ROWS][COUNT];
         for (int n = 0; n < ROWS; ++n) {
-            typename Simd::Floats sums[COUNT];
-            for (int m = 0; m < COUNT; ++m) sums[m] = Simd::zero();
-            if (first == 0) add_offsets<COUNT>(layout.entries, w.offset[n], mean, sums);
-            for (int64_t u = first; u < end; ++u) {
+            for (int m = 0; m < COUNT; ++m) sums[n][m] = Simd::zero();
+            if (first == 0) add_offsets<COUNT>(layout.entries, w.offset[n], mean, sums[n]);
+        }
+        for (int64_t u = first; u < end; ++u) {
+#pragma GCC unroll 4
+            for (int n = 0; n < ROWS; ++n) {
                 add_unit<COUNT>(w.codes[n] + u * kBlocks * Simd::kBytes, w.scale[n] + u * kGrains,
-                                codes + u * kUnitColumns * COUNT, scale + u * kGrains * COUNT, sums);
+                                codes + u * kUnitColumns * COUNT, scale + u * kGrains * COUNT, sums[n]);
             }
-            for (int m = 0; m < COUNT; ++m) sum[m * ROWS + n] = sums[m];
+        }
+        for (int n = 0; n < ROWS; ++n) {
+            for (int m = 0; m < COUNT; ++m) sum[m * ROWS + n] = sums[n][m];
         }
     }
 
