@@ -154,8 +154,8 @@ bool is_right(const Case &c, bool int8, const float *out) {
             }
             const float found = out[m * c.weight.rows + n];
             if (fabs(found - exact) <= tolerance(c, int8, m, n)) continue;
-            printf("  %s: rows %lld columns %lld group %lld count %lld dtype %d symmetric %d: ", int8 ? "int8" : "float",
-                   (long long)c.weight.rows, (long long)columns,
+            printf("  %s: rows %lld columns %lld group %lld count %lld dtype %d symmetric %d: ",
+                   int8 ? "int8" : "float", (long long)c.weight.rows, (long long)columns,
                    (long long)c.weight.group_size, (long long)c.count, c.weight.scale_dtype, c.zero_point == nullptr);
             printf("[%lld, %lld] is %g, not %g\n", (long long)m, (long long)n, found, exact);
             return false;
