@@ -1,5 +1,5 @@
-// Products of many rows of float32 activations: panels of rows of w are dequantized, column by column, and multiplied as
-// floats. How a lane of codes becomes floats is told in rows_float.h.
+// Products of many rows of float32 activations: panels of rows of w are dequantized, column by column, and multiplied
+// as floats. How a lane of codes becomes floats is told in rows_float.h.
 #pragma once
 #include "rows_float.h"
 
@@ -67,8 +67,8 @@ struct PanelFloat {
     // Adds columns first .. end - 1 of COUNT rows of x and a panel to sums[m * kRows + n].
     // Not inlined, so that nothing else takes registers.
     template <int COUNT>
-    __attribute__((noinline)) static void multiply(const Layout &, const WeightBlock &, int64_t, char *packed, const char *panel, int64_t first,
-                         int64_t end, float *sums) {
+    __attribute__((noinline)) static void multiply(const Layout &, const WeightBlock &, int64_t, char *packed,
+                                                   const char *panel, int64_t first, int64_t end, float *sums) {
         using Floats = typename Simd::Floats;
         const float *x = reinterpret_cast<const float *>(packed) + first * COUNT;
         const float *w = reinterpret_cast<const float *>(panel);

@@ -68,8 +68,8 @@ struct PanelInt8 {
     // Adds columns first .. end - 1 of COUNT rows of x and a panel to sums[m * kRows + n].
     // Not inlined, so that nothing else takes registers.
     template <int COUNT>
-    __attribute__((noinline)) static void multiply(const Layout &layout, const WeightBlock &, int64_t, char *packed, const char *panel,
-                         int64_t first, int64_t end, float *sums) {
+    __attribute__((noinline)) static void multiply(const Layout &layout, const WeightBlock &, int64_t, char *packed,
+                                                   const char *panel, int64_t first, int64_t end, float *sums) {
         using Floats = typename Simd::Floats;
         const int8_t *x = reinterpret_cast<const int8_t *>(packed) + first * COUNT;
         const float *x_scale = reinterpret_cast<const float *>(packed + layout.columns * COUNT) + first / GRAIN * COUNT;

@@ -2,7 +2,8 @@
 // linkage, so that code for one never serves another.
 //
 // A task is a block of rows of w. For each chunk of columns and each few rows of the block (a panel), it multiplies all
-// tiles, a few rows of x each. Panel and tile of a chunk fit the first-level cache, the chunk of x the second-level one.
+// tiles, a few rows of x each. Panel and tile of a chunk fit the first-level cache, the chunk of x the second-level
+// one.
 // The order in which an output is summed up depends neither on the block nor on the thread.
 #pragma once
 #include <stdlib.h>

@@ -49,15 +49,19 @@ inline Layout make_layout(const mq_matrix &weight, int64_t block_columns) {
     return layout;
 }
 
-// The groups of a row of codes, each from a new byte on. Slow: one nibble at a time.
+// The groups of a row of codes, each from a new byte on. What a group's last byte holds besides meets zeros in x.
 inline void move_groups_apart(const mq_matrix &weight, const Layout &layout, const uint8_t *row, uint8_t *to) {
     memset(to, 0, layout.columns / 2);
-    for (int64_t g = 0, column = 0; g < layout.groups; ++g) {
-        int64_t target = g * layout.group_columns;
-        for (int64_t i = 0; i < weight.group_size && column < weight.columns; ++i, ++column, ++target) {
-            const int code = row[column / 2] >> (column % 2 * 4) & 15;
-            to[target / 2] = static_cast<uint8_t>(to[target / 2] | code << (target % 2 * 4));
+    for (int64_t g = 0; g < layout.groups; ++g, to += layout.group_columns / 2) {
+        const int64_t first = g * weight.group_size, left = weight.columns - first;
+        const int64_t size = left < weight.group_size ? left : weight.group_size;
+        const uint8_t *from = row + first / 2;
+        if (first % 2 == 0) {
+            memcpy(to, from, (size + 1) / 2);
+            continue;
         }
+        for (int64_t i = 0; i < size / 2; ++i) to[i] = static_cast<uint8_t>(from[i] >> 4 | from[i + 1] << 4);
+        if (size % 2 != 0) to[size / 2] = from[size / 2] >> 4;
     }
 }
 

@@ -48,18 +48,27 @@ inline void load_zero_points(const mq_matrix &weight, int64_t first, int64_t cou
     for (int64_t j = 0; i < count; ++i, ++j) to[i] = from[j / 2] >> (j % 2 * 4) & 15;
 }
 
+inline void fill(float *to, const float *end, float value) {
+    for (; to < end; ++to) *to = value;
+}
+
 // [rows, groups] -> [rows, entries] in place: the value of each group for each of its grains, zeros after the last one.
 // From the last to the first, because nothing moves to the front.
 inline void repeat_for_grains(const Layout &layout, int64_t rows, float *values) {
-    const int64_t times = layout.group_columns / layout.grain;
+    const int64_t times = layout.group_columns / layout.grain, last = layout.groups - 1;
+    const int64_t used = layout.groups * times < layout.entries ? layout.groups * times : layout.entries;
     for (int64_t n = rows - 1; n >= 0; --n) {
         float *to = values + n * layout.entries;
         const float *from = values + n * layout.groups;
-        int64_t end = layout.groups * times < layout.entries ? layout.groups * times : layout.entries;
-        for (int64_t e = layout.entries - 1; e >= end; --e) to[e] = 0;
-        for (int64_t g = layout.groups - 1; g >= 0; --g) {
+        const float last_value = from[last];
+        fill(to + used, to + layout.entries, 0);
+        fill(to + last * times, to + used, last_value);
+        for (int64_t g = last - 1; g >= 0; --g) {
             const float value = from[g];
-            for (; end > g * times; --end) to[end - 1] = value;
+            float *grain = to + g * times;
+            grain[0] = value;
+            if (times == 2) grain[1] = value;
+            if (times > 2) fill(grain + 1, grain + times, value);
         }
     }
 }

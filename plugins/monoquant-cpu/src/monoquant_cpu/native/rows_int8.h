@@ -20,8 +20,8 @@ struct RowsInt8 {
     static constexpr int64_t kChunkColumns = 8192;  // of a tile of x: half of a first-level cache
     static int tile_at(int64_t left) { return left < kTile ? 1 : kTile; }
 
-    // `count` rows of x together: codes [units, count, blocks, even and odd, bytes], their scales [units, count, grains]
-    // and means [count, entries].
+    // `count` rows of x together: codes [units, count, blocks, even and odd, bytes], scales [units, count, grains] and
+    // means [count, entries].
     static int64_t bytes_per_row(const Layout &layout) {
         return round_up(layout.columns + 2 * sizeof(float) * layout.entries, 64);
     }

@@ -133,7 +133,8 @@ struct Avx2 {
     static Floats load_nibbles(const uint8_t *p) {
         int32_t packed;
         memcpy(&packed, p, sizeof(packed));
-        const Bytes shifted = _mm256_srlv_epi32(_mm256_set1_epi32(packed), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+        const Bytes shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+        const Bytes shifted = _mm256_srlv_epi32(_mm256_set1_epi32(packed), shifts);
         return _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(15)));
     }
 

@@ -47,7 +47,8 @@ constexpr int kRowsAtOnce = 4;
 // Rows are short and the processor's own prefetching starts anew with each: ask for codes two pages ahead.
 inline void prefetch(const uint8_t *codes) { __builtin_prefetch(codes + 8192); }
 
-// Adds units first .. end - 1 to sums[m * kRowsAtOnce + n] (sets it if they are the first). The fewer rows of x, the more of w together.
+// Adds units first .. end - 1 to sums[m * kRowsAtOnce + n] (sets it if they are the first). The fewer rows of x, the
+// more of w together.
 template <class Kernel, class Simd, int COUNT>
 inline void multiply_rows(const Layout &layout, const WeightBlock &block, int64_t n, char *packed, int64_t first,
                           int64_t end, float *sums) {

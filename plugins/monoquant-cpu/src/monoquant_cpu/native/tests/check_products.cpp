@@ -64,7 +64,8 @@ float set_scale(Case *c, int64_t i, Random *random) {
     }
     uint16_t bits;
     if (c->weight.scale_dtype == MQ_FLOAT16) {
-        bits = static_cast<uint16_t>(sign | (random->below(8) == 0 ? 1 + random->below(1023) : 0x2000 + random->below(1024)));
+        const int64_t subnormal = 1 + random->below(1023), normal = 0x2000 + random->below(1024);
+        bits = static_cast<uint16_t>(sign | (random->below(8) == 0 ? subnormal : normal));
         static_cast<uint16_t *>(c->scale)[i] = bits;
         return half_to_float(bits);
     }
@@ -153,10 +154,10 @@ bool is_right(const Case &c, bool int8, const float *out) {
             }
             const float found = out[m * c.weight.rows + n];
             if (fabs(found - exact) <= tolerance(c, int8, m, n)) continue;
-            printf("  %s: rows %lld columns %lld group %lld count %lld dtype %d symmetric %d: [%lld, %lld] is %g, not %g\n",
+            printf("  %s: rows %lld columns %lld group %lld count %lld dtype %d symmetric %d: ",
                    int8 ? "int8" : "float", (long long)c.weight.rows, (long long)columns,
-                   (long long)c.weight.group_size, (long long)c.count, c.weight.scale_dtype, c.zero_point == nullptr,
-                   (long long)m, (long long)n, found, exact);
+                   (long long)c.weight.group_size, (long long)c.count, c.weight.scale_dtype, c.zero_point == nullptr);
+            printf("[%lld, %lld] is %g, not %g\n", (long long)m, (long long)n, found, exact);
             return false;
         }
     }
@@ -183,7 +184,8 @@ bool contains_nan(int32_t isa, Case *c, Random *random) {
 bool same_for_threads(int32_t isa, bool int8, const Case &c) {
     const size_t size = sizeof(float) * c.count * c.weight.rows;
     float *alone = static_cast<float *>(malloc(size));
-    const bool right = multiply(isa, int8, c, alone, 1) && multiply(isa, int8, c, c.out, 3) && memcmp(alone, c.out, size) == 0;
+    bool right = multiply(isa, int8, c, alone, 1) && multiply(isa, int8, c, c.out, 3);
+    right = right && memcmp(alone, c.out, size) == 0;
     free(alone);
     if (!right) printf("  three threads and one differ\n");
     return right;
