@@ -13,9 +13,9 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import monoquant as mq
+from monoquant.container import write_container
 from monoquant.kernels.base import Codes
 from monoquant.kernels.rounding import PortableRounding
 from monoquant.numerics.metrics import Energy
@@ -34,7 +34,7 @@ def source(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     path = tmp_path / "in" / "float.safetensors"
     path.parent.mkdir()
-    save_file({f"{name}.weight": torch.randn(40, 200, generator=generator) for name in "abc"}, path)
+    write_container(path, {f"{name}.weight": torch.randn(40, 200, generator=generator) for name in "abc"}, {})
     return path
 
 
@@ -114,7 +114,7 @@ def test_a_file_of_nothing(source: Path, target: Path) -> None:
     """No tensors at all, or none that is a weight matrix."""
     with_header(source, {})
     assert "empty" in refused(source, target, mq.InputError)
-    save_file({"steps": torch.arange(1000).view(10, 100), "norm.weight": torch.ones(600)}, source)
+    write_container(source, {"steps": torch.arange(1000).view(10, 100), "norm.weight": torch.ones(600)}, {})
     assert "no layer of the model can be quantized" in refused(source, target, mq.InputError)
     source.chmod(0)
     if os.geteuid() != 0:
@@ -274,7 +274,7 @@ def test_weights_that_are_not_finite_are_all_named(
     """In one error, as quantize() names them."""
     state = {f"{name}.weight": torch.ones(40, 200) for name in "abc"}
     state["a.weight"][39, 199] = state["c.weight"][0, 0] = value
-    save_file(state, source)
+    write_container(source, state, {})
     assert "weights with NaN or Inf: 'a', 'c'" in refused(source, target, mq.InputError, **options)
 
 
@@ -284,7 +284,7 @@ def test_weights_beyond_the_scale_dtype_are_all_named(source: Path, target: Path
     state["a.weight"][7, 7] = 2e6
     state["b.weight"][3, :128], state["b.weight"][4, 128:] = -8e5, 8e5
     state["c.weight"][3, :128] = 8e5
-    save_file(state, source)
+    write_container(source, state, {})
     said = refused(source, target, mq.InputError)
     assert "weights too large for torch.float16 scales: 'a', 'b';" in said
     with pytest.raises(mq.InputError) as caught:
@@ -306,7 +306,7 @@ def test_weights_out_of_their_dtypes_range(source: Path, target: Path) -> None:
     """A float16 weight so near its limit that rounding goes beyond."""
     weight = torch.zeros(4, 128, dtype=torch.float16)
     weight[1, 0], weight[1, 1] = 65504.0, -30000.0
-    save_file({"a.weight": weight}, source)
+    write_container(source, {"a.weight": weight}, {})
     said = refused(source, target, mq.ValidationError, bits=8, scale_dtype=torch.bfloat16)
     assert "layer 'a': the dequantized weight is not finite" in said
     report = mq.quantize_file(

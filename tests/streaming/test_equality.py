@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import monoquant as mq
 from monoquant import container
+from monoquant.container import write_container
 from monoquant.numerics import grouping
 from monoquant.numerics.memory import byte_view
 from monoquant.streaming import reading, run
@@ -109,7 +109,7 @@ def test_the_file_is_that_of_quantizing_in_memory(
 ) -> None:
     """Every tensor, hash and text, and every error; also where the report needs more room than was left for it."""
     source, target = tmp_path / "float.safetensors", tmp_path / "packed.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, source)
+    write_container(source, {name: tensor.contiguous() for name, tensor in state.items()}, {})
     with small_blocks(chunk, chunk * blocks, room):
         expected = outcome(lambda: mq.save(mq.quantize(source, **options, **QUIET), target, plugins=False), target)
         reports = []
@@ -139,7 +139,7 @@ def model(seed: int = 0) -> Model:
 def test_the_file_loads_into_a_model(tmp_path: Path) -> None:
     """As one that save() wrote does, and it computes the same."""
     original, target = model(), tmp_path / "packed.safetensors"
-    save_file(original.state_dict(), tmp_path / "float.safetensors")
+    write_container(tmp_path / "float.safetensors", original.state_dict(), {})
     report = mq.quantize_file(tmp_path / "float.safetensors", target, **QUIET)
     loaded, expected = mq.load(target, model(1)), mq.quantize(original, **QUIET).model
     inputs = torch.randn(3, 200)
@@ -154,10 +154,10 @@ def test_a_folder_of_files_becomes_one_file(tmp_path: Path) -> None:
     state = dict(sorted(model().state_dict().items()))
     whole, folder = tmp_path / "float.safetensors", tmp_path / "folder"
     folder.mkdir()
-    save_file(state, whole)
+    write_container(whole, state, {})
     places = {name: f"model-{index % 3}.safetensors" for index, name in enumerate(state)}
     for place in set(places.values()):
-        save_file({name: state[name] for name in places if places[name] == place}, folder / place)
+        write_container(folder / place, {name: state[name] for name in places if places[name] == place}, {})
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
     targets = [tmp_path / f"{name}.safetensors" for name in ("whole", "folder", "index")]
@@ -167,7 +167,7 @@ def test_a_folder_of_files_becomes_one_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_may_hold_a_single_file(tmp_path: Path) -> None:
-    save_file(model().state_dict(), tmp_path / "model.safetensors")
+    write_container(tmp_path / "model.safetensors", model().state_dict(), {})
     mq.quantize_file(tmp_path, tmp_path / "packed.safetensors", **QUIET)
     assert mq.load_report(tmp_path / "packed.safetensors").layers
 
@@ -185,7 +185,7 @@ class Crosswise(mq.ModuleAdapter):
 def test_rows_that_do_not_follow_one_another_are_told(tmp_path: Path) -> None:
     """Such a weight is read whole, and is the same in the end; its report differs in that finding only."""
     source, target, plain = (tmp_path / f"{name}.safetensors" for name in ("float", "packed", "plain"))
-    save_file({"a.weight": torch.randn(200, 300)}, source)
+    write_container(source, {"a.weight": torch.randn(200, 300)}, {})
     report = mq.quantize_file(source, target, adapters=[Crosswise()], **QUIET)
     result = mq.quantize(source, adapters=[Crosswise()], **QUIET)
     mq.save(result, plain)
@@ -199,7 +199,7 @@ def test_very_long_rows_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Two rows are in memory at a time, so that long ones take some."""
     from monoquant.streaming import planning
 
-    save_file({"a.weight": torch.randn(4, 3000)}, tmp_path / "float.safetensors")
+    write_container(tmp_path / "float.safetensors", {"a.weight": torch.randn(4, 3000)}, {})
     monkeypatch.setattr(grouping, "CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(planning, "BLOCK_BYTES", 20_000)
     report = mq.quantize_file(tmp_path / "float.safetensors", tmp_path / "packed.safetensors", **QUIET)
@@ -211,7 +211,7 @@ def test_very_long_rows_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_progress_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In bytes of what is read: everything once, and weights for float16 twice."""
     source, target = tmp_path / "float.safetensors", tmp_path / "packed.safetensors"
-    save_file(model().state_dict(), source)
+    write_container(source, model().state_dict(), {})
     size = sum(len(byte_view(tensor)) for tensor in model().state_dict().values())
     weights = 2 * 200 * 64 * 4
     for options, total in (({}, size), ({"bits": 16}, size + weights)):

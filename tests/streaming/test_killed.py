@@ -14,7 +14,6 @@ KILLED = """
 import json, os, random, signal, sys
 from pathlib import Path
 import torch
-from safetensors.torch import save_file
 import monoquant as mq
 from monoquant import container
 from monoquant.streaming.source import TensorSource
@@ -23,7 +22,7 @@ from monoquant.streaming.target import TensorTarget
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 source, target = folder / "float.safetensors", folder / "packed.safetensors"
-save_file({f"{name}.weight": torch.randn(100, 200) for name in "abcd"}, source)
+container.write_container(source, {f"{name}.weight": torch.randn(100, 200) for name in "abcd"}, {})
 events = 0
 
 def counted(owner, name, last):
