@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from monoquant.container import write_container
+
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -51,9 +53,11 @@ def test_python_blocks_print_what_the_readme_says(tmp_path: Path, monkeypatch: p
     """Each output in the README is that of the block before it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("monoquant.hooks.loading.installed", list)  # the README's reader has no plugins yet
+    weight = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0))
+    write_container(Path("big.safetensors"), {"up.weight": weight, "embed.weight": torch.ones(128, 1024)}, {})
     with torch.random.fork_rng():
         pairs = outputs()
-    assert len(pairs) == 10
+    assert len(pairs) == 11
     for said, printed in pairs:
         assert_same_text(said, printed)
 

@@ -70,7 +70,8 @@ def measure(reference: Tensor, approximation: Tensor) -> Energy:
     Returns:
         The two sums of squares, differences and sums taken in float64.
     """
-    exact = reference.to(torch.float64)
+    # A copy, because the last bits of a sum may depend on where in memory the numbers lie.
+    exact = reference.to(torch.float64, copy=True)
     return energy_of(exact, approximation.to(torch.float64, copy=True).sub_(exact))
 
 

@@ -17,12 +17,13 @@ from monoquant.numerics.grouping import chunk_rows
 from monoquant.passes.base import Pass
 from monoquant.passes.order import Step, name_of
 from monoquant.passes.pack import PackPass
+from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.quantizer import Quantizer, require_work
 from monoquant.report.table import format_bytes
 from monoquant.source import joined
 from monoquant.streaming.header import Stored
 from monoquant.streaming.reading import BLOCK_BYTES, BlockReader, lies_by_rows
-from monoquant.values import CALLER, AnyScheme, Finding, HalfScheme, Severity
+from monoquant.values import BUILT_IN, CALLER, AnyScheme, Finding, HalfScheme, Severity
 
 _WORK = ("prepare", "requires", "run", "ensures")
 _UNCHECKED = Intended(lambda _packed: True)  # rows are checked as they go by
@@ -82,6 +83,10 @@ def planned(quantizer: Quantizer, reader: BlockReader) -> QuantContext:
         largest = {key: max(-low, high) for key, (low, high) in extremes.items()}
         context = quantizer.planned(hold(source.state()), largest)
     require_work(context)
+    context.begin(BUILT_IN)
+    for step in quantizer.steps:
+        if isinstance(step.value, SkipSelectionPass):
+            step.value.prepare(context)  # what it has to say; it asks for nothing
     return context
 
 

@@ -32,7 +32,7 @@ from monoquant.streaming.reading import BlockReader, Progress
 from monoquant.streaming.source import TensorSource
 from monoquant.streaming.target import TensorTarget
 from monoquant.summary import build_report
-from monoquant.values import BUILT_IN, Scheme
+from monoquant.values import Scheme
 
 _ROOM_PER_WEIGHT = 512
 _ROOM = 4096
@@ -171,15 +171,8 @@ def _own(pass_: PackPass, weights: list[StreamedWeight]) -> list[StreamedWeight]
 
 def _concluded(quantizer: Quantizer, context: QuantContext, weights: list[StreamedWeight], found: Found) -> QuantReport:
     """The report, after the findings of all passes."""
-    context.begin(BUILT_IN)
+    _note_packing(quantizer, context, weights, found)
     failures: list[tuple[str, str]] = []
-    for pass_ in packing_steps(quantizer.steps):
-        for one in _own(pass_, weights):
-            scale = one.empty._buffers.get("scale")
-            if scale is not None:
-                context.report(underflow(one.layer, found[one.source_name][0].subnormal, scale))
-            if isinstance(pass_, Int4PackPass):
-                context.note_algorithm(one.layer, RoundToNearest.name)
     for layer in context.quantized_layers():
         own = [found[one.source_name] for one in weights if one.layer == layer.name]
         context.measurements[layer.name] = sum((measured for _, measured in own), Measurement())
@@ -190,6 +183,16 @@ def _concluded(quantizer: Quantizer, context: QuantContext, weights: list[Stream
         elif isinstance(step.value, AccuracyWarningPass):
             step.value.run(context)
     return build_report(context)
+
+
+def _note_packing(quantizer: Quantizer, context: QuantContext, weights: list[StreamedWeight], found: Found) -> None:
+    for pass_ in packing_steps(quantizer.steps):
+        for one in _own(pass_, weights):
+            scale = one.empty._buffers.get("scale")
+            if scale is not None:
+                context.report(underflow(one.layer, found[one.source_name][0].subnormal, scale))
+            if isinstance(pass_, Int4PackPass):
+                context.note_algorithm(one.layer, RoundToNearest.name)
 
 
 def _failed_checks(facts: list[Facts]) -> list[str]:
