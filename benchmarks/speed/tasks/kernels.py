@@ -1,0 +1,132 @@
+"""One Linear layer, multiplied by every way of a library, in turn with the float one."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speed.timing import repeats_for, seconds
+from speed.ways import Product, Way, model_dtype
+
+BASELINE = "float"
+SPREAD = 0.02
+"""Standard deviation of the weights."""
+COMPARED = 16
+"""Rows of a product that are compared with the exact one."""
+PATIENCE = 4.0
+"""Seconds that one way may take for one shape and batch: once they are over, two samples are enough."""
+
+
+class Task:
+    """Measures the products of one library.
+
+    Args:
+        ways: Of the library.
+    """
+
+    def __init__(self, ways: Sequence[Way]) -> None:
+        self._ways = ways
+        self._products: dict[str, tuple[Product, torch.dtype]] = {}
+        self._calls: dict[str, tuple[Callable[[], Any], int]] = {}
+        self._spent: dict[str, list[float]] = {}
+
+    def prepare(self, columns: int, rows: int, baseline: str) -> dict[str, Any]:
+        """Make the float layer and pack it by every way.
+
+        Args:
+            columns: Input features.
+            rows: Output features.
+            baseline: dtype of the float layer. Ways for it are measured; if it is float32, those for others as well.
+
+        Returns:
+            What is known of each way: its kernel, bits and dtype; or why it failed.
+        """
+        self._products, self._calls = {}, {}
+        gc.collect()
+        torch.manual_seed(rows)
+        weight = nn.Parameter(torch.randn(rows, columns) * SPREAD, requires_grad=False)
+        self._linear = nn.Linear(columns, rows, bias=False, device="meta").requires_grad_(False)
+        self._linear.weight = weight
+        answers = {way.name: self._packed(way, baseline) for way in self._ways if _takes_part(way, baseline)}
+        self._baseline = _converted(self._linear, model_dtype(baseline))
+        return answers
+
+    def _packed(self, way: Way, baseline: str) -> dict[str, Any]:
+        dtype = baseline if baseline in way.dtypes else way.dtypes[0]
+        try:
+            product = way.product(_converted(self._linear, model_dtype(dtype)))
+        except Exception as error:  # a library may fail in any way, and that is a result
+            return {"failure": reason(error)}
+        self._products[way.name] = product, model_dtype(dtype)
+        return {"kernel": product.kernel, "bits": way.bits, "dtype": dtype, "integer": way.integer}
+
+    def start(self, batch: int) -> dict[str, Any]:
+        """Make inputs, call everything once, and compare the products with exact ones.
+
+        Args:
+            batch: Rows of the inputs.
+
+        Returns:
+            For each way the relative error, and which weight it is relative to; or why it failed.
+        """
+        torch.manual_seed(batch)
+        inputs = torch.randn(batch, self._linear.in_features)
+        self._calls, self._spent = {}, {}
+        self._add(BASELINE, self._baseline, inputs.to(self._baseline.weight.dtype))
+        return {name: self._started(name, inputs) for name in self._products}
+
+    def _started(self, name: str, inputs: Tensor) -> dict[str, Any]:
+        product, dtype = self._products[name]
+        try:
+            own = inputs.to(dtype)
+            weight = self._linear.weight if product.weight is None else product.weight
+            error = relative_error(product.call(own), own, weight)
+            self._add(name, product.call, own)
+        except Exception as failure:  # as above
+            return {"failure": reason(failure)}
+        return {"error": error, "against": "float weight" if product.weight is None else "its own weight"}
+
+    def _add(self, name: str, call: Callable[[Tensor], Any], inputs: Tensor) -> None:
+        bound = partial(call, inputs)
+        bound()
+        self._calls[name] = bound, repeats_for(bound)
+        self._spent[name] = []
+
+    def round(self) -> dict[str, float]:
+        """Seconds of the float product and of each way, taken in turn; without those that are too slow for more."""
+        found = {}
+        for name, (call, repeats) in self._calls.items():
+            spent = self._spent[name]
+            if name == BASELINE or len(spent) < 2 or sum(spent) < PATIENCE:
+                found[name] = seconds(call, repeats)
+                spent.append(found[name] * repeats)
+        return found
+
+
+def relative_error(product: Tensor, inputs: Tensor, weight: Tensor) -> float:
+    """Frobenius norm of the error of some rows of a product, relative to the exact one in float64."""
+    rows = torch.linspace(0, len(inputs) - 1, min(COMPARED, len(inputs))).long()
+    exact = inputs[rows].double() @ weight.double().T
+    return ((product[rows].double() - exact).norm() / exact.norm()).item()
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+
+
+def _takes_part(way: Way, baseline: str) -> bool:
+    return baseline in way.dtypes or (baseline == "float32" and bool(way.dtypes))
+
+
+def _converted(linear: nn.Linear, dtype: torch.dtype) -> nn.Linear:
+    if linear.weight.dtype == dtype:
+        return linear
+    other = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta").requires_grad_(False)
+    other.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
+    return other
