@@ -37,17 +37,11 @@ def measured(
         for library, errors in started.items():
             for way, error in errors.items():
                 about = ways[library][way] | error
-                yield _row(shape, baseline, library, way, about, batch=batch) | _samples(times, library, way)
+                yield _row(shape, baseline, library, way, about, batch=batch) | launch.samples(times, library, way)
 
 
 def _row(shape: tuple[int, int], baseline: str, library: str, way: str, about: Row, **others: Any) -> Row:
     return {"shape": list(shape), "baseline": baseline, "library": library, "way": way, **about, **others}
-
-
-def _samples(times: list[dict[str, dict[str, float]]], library: str, way: str) -> Row:
-    """Seconds of a way and of the float product right before it, from the rounds that have both."""
-    rounds = [answers[library] for answers in times if way in answers.get(library, {})]
-    return {"seconds": [round_[way] for round_ in rounds], "float seconds": [round_["float"] for round_ in rounds]}
 
 
 class Floors:

@@ -116,15 +116,31 @@ class Workers:
             Answers by library.
         """
         names = list(self._running)
-        answers = {}
-        for name in [*names[turn % max(1, len(names)) :], *names[: turn % max(1, len(names))]]:
-            try:
-                answers[name] = self._running[name].ask(method, **arguments)
-            except WorkerError as error:
-                self.failures[name] = f"{method}({', '.join(f'{k}={v}' for k, v in arguments.items())}): {error}"
-                say(f"{name}: {self.failures[name]}")
-                self._running.pop(name).close()
-        return answers
+        first = turn % max(1, len(names))
+        answers = {name: self.ask_one(name, method, **arguments) for name in [*names[first:], *names[:first]]}
+        return {name: answer for name, answer in answers.items() if name in self._running}
+
+    def ask_one(self, name: str, method: str, **arguments: Any) -> Any:
+        """Ask one of them.
+
+        Args:
+            name: Of the library.
+            method: Of the task.
+            arguments: Of the method.
+
+        Returns:
+            The answer; `{"failure": ...}` if there is none, or was none before.
+        """
+        if name not in self._running:
+            return {"failure": self.failures[name]}
+        try:
+            return self._running[name].ask(method, **arguments)
+        except WorkerError as error:
+            shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
+            self.failures[name] = f"{method}({shown}): {error}"
+            say(f"{name}: {self.failures[name]}")
+            self._running.pop(name).close()
+            return {"failure": self.failures[name]}
 
     def close(self) -> None:
         """End all processes."""
@@ -176,6 +192,22 @@ def _peers(text: str) -> list[str]:
         return list(PEERS) if text == "all" else chosen(PEERS, text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def samples(times: Sequence[Mapping[str, Any]], library: str, way: str, units: int = 1) -> dict[str, list[float]]:
+    """Seconds of a way and of the float one right before it, from the rounds that have both.
+
+    Args:
+        times: Answers by library, one for each round.
+        library: Whose.
+        way: Its name.
+        units: By which seconds are divided.
+    """
+    rounds = [answers[library] for answers in times if way in answers.get(library, {})]
+    return {
+        "seconds": [round_[way] / units for round_ in rounds],
+        "float seconds": [round_["float"] / units for round_ in rounds],
+    }
 
 
 def results(

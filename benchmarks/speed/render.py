@@ -91,7 +91,50 @@ def _kernel(rows: Iterable[Row]) -> str:
     return ", ".join(dict.fromkeys(row["kernel"] for row in rows if row.get("kernel")))
 
 
-TABLES: dict[str, Callable[[Row], Iterator[str]]] = {"kernels": _kernels}
+def _quantization(results: Row) -> Iterator[str]:
+    weights, floor = results["arguments"]["weights"], results["floor"]
+    lines = []
+    for row in results["rows"]:
+        if row["seconds"] and "failure" not in row:
+            extra = "-" if row["extra MiB"][0] is None else f"{max(row['extra MiB']):.0f}"
+            time = median(row["seconds"])
+            note = "" if row["part"] == 1 else f" (estimated from {row['part']:.1%} of the weights)"
+            lines.append([row["way"] + note, f"{time:.2f}", f"{time / floor:.1f}", extra if not note else "-"])
+    head = ["", "seconds", "/ least", "MiB above the float model"]
+    title = f"{weights:,} weights to INT4 in groups of 128; to copy the float ones takes {floor:.2f} s"
+    yield f"{title}\n\n{markdown(head, lines)}"
+
+
+def _models(results: Row) -> Iterator[str]:
+    rows = [row for row in results["rows"] if row.get("seconds")]
+    for subject in dict.fromkeys(row["subject"] for row in rows):
+        chosen = [row for row in rows if row["subject"] == subject]
+        workloads = list(dict.fromkeys(row["workload"] for row in chosen))
+        head = ["", *(cell for name in workloads for cell in (f"{name}, ms", "/ float")), chosen[0]["loss name"]]
+        lines = [["float", *(cell for name in workloads for cell in (_base_ms(chosen, name), "1")), "0"]]
+        for way in dict.fromkeys(row["way"] for row in chosen):
+            own = {row["workload"]: row for row in chosen if row["way"] == way}
+            cells = [cell for name in workloads for cell in _timed(own.get(name))]
+            lines.append([way, *cells, f"{next(iter(own.values()))['loss']:.4f}"])
+        yield f"{subject}\n\n{markdown(head, lines)}"
+
+
+def _base_ms(rows: list[Row], workload: str) -> str:
+    return f"{1e3 * median(one for row in rows if row['workload'] == workload for one in row['float seconds']):.3g}"
+
+
+def _timed(row: Row | None) -> tuple[str, str]:
+    if row is None:
+        return "-", "-"
+    time = median(row["seconds"])
+    return f"{1e3 * time:.3g}", _short(time / median(row["float seconds"]))
+
+
+TABLES: dict[str, Callable[[Row], Iterator[str]]] = {
+    "kernels": _kernels,
+    "models": _models,
+    "quantization": _quantization,
+}
 
 
 def put(readme: str, kind: str, content: str) -> str:

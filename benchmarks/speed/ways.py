@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,19 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Runner:
+    """A model that is no module.
+
+    Attributes:
+        calls: What is timed, in the order of the subject's calls.
+        loss: How far its answers are from those of the float model.
+    """
+
+    calls: Mapping[str, Callable[[], object]]
+    loss: float
+
+
+@dataclass(frozen=True)
 class Way:
     """One way to quantize.
 
@@ -43,6 +56,8 @@ class Way:
         multiply: Packs one Linear, for what knows no modules.
         part: Share of the weights that quantization is timed on; the rest is estimated.
         models: Whether it is measured on whole models.
+        run: Runs a subject, for what knows no modules.
+        subjects: The names of those that `run` can run.
         quantization: Whether quantization is timed.
     """
 
@@ -56,6 +71,8 @@ class Way:
     multiply: Callable[[nn.Linear], Product] | None = None
     part: float = 1.0
     models: bool = True
+    run: Callable[[Any], Runner] | None = None
+    subjects: tuple[str, ...] = ()
     quantization: bool = True
 
     def product(self, linear: nn.Linear) -> Product:

@@ -40,5 +40,12 @@ def dequantized(packed: Any) -> Tensor:
 
 WAYS = [
     Way("bitsandbytes nf4 fp32", 4.5, quantize=partial(quantize, torch.float32), weight=dequantized),
-    Way("bitsandbytes nf4 bf16", 4.5, ("bfloat16",), quantize=partial(quantize, torch.bfloat16), weight=dequantized),
+    Way(
+        "bitsandbytes nf4 bf16",
+        4.5,
+        ("bfloat16",),
+        quantize=partial(quantize, torch.bfloat16),
+        weight=dequantized,
+        quantization=False,
+    ),
 ]

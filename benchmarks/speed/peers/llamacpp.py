@@ -23,15 +23,19 @@ from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
+from common.models import smollm2
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor, nn
 
-from speed.ways import Product, Way
+from speed.peers.llamacpp_model import Llama
+from speed.subjects import PROMPT
+from speed.ways import Product, Runner, Way
 
 VERSION = f"llama.cpp (xllamacpp {version('xllamacpp')})"
 GRAPH_BYTES = 1 << 20
@@ -153,7 +157,26 @@ def multiply(kind: Kind, linear: nn.Linear) -> Product:
     return Product(matrix, matrix.weight, library().ggml_backend_buft_name(repacking_buffers()).decode())
 
 
+def run(subject: Any) -> Runner:
+    """SmolLM2 with its matrices in Q4_0 and its embedding in Q8_0, in a context of its own."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        smollm2.write(subject.build(), path, Kind.Q4_0)
+        model = Llama(library(), path, torch.get_num_threads())
+    loss = smollm2.compare(model.logits(subject.windows), subject.windows, subject.reference).divergence
+    prompt, answer = subject.ids[0, :PROMPT].tolist(), subject.ids[0, PROMPT:].tolist()
+    model.read(prompt)
+    return Runner({"prefill": partial(model.read, prompt), "decode": partial(model.go_on, answer)}, loss)
+
+
 WAYS = [
-    Way("llama.cpp Q4_0", 4.5, integer=True, multiply=partial(multiply, Kind.Q4_0)),
-    Way("llama.cpp Q4_K", 4.5, integer=True, multiply=partial(multiply, Kind.Q4_K)),
+    Way(
+        "llama.cpp Q4_0",
+        4.5,
+        integer=True,
+        multiply=partial(multiply, Kind.Q4_0),
+        run=run,
+        subjects=("smollm2",),
+    ),
+    Way("llama.cpp Q4_K", 4.5, integer=True, multiply=partial(multiply, Kind.Q4_K), models=False),
 ]

@@ -33,5 +33,12 @@ def dequantized(packed: nn.Module) -> Tensor:
 
 WAYS = [
     Way("quanto qint4 fp32", 4.5, quantize=partial(quantize, torch.float32), weight=dequantized),
-    Way("quanto qint4 bf16", 4.25, ("bfloat16",), quantize=partial(quantize, torch.bfloat16), weight=dequantized),
+    Way(
+        "quanto qint4 bf16",
+        4.25,
+        ("bfloat16",),
+        quantize=partial(quantize, torch.bfloat16),
+        weight=dequantized,
+        quantization=False,
+    ),
 ]

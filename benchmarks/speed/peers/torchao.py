@@ -43,7 +43,13 @@ INTEGER = Int8DynamicActivationInt4WeightConfig(GROUP, set_inductor_config=False
 INTX = IntxWeightOnlyConfig(torch.int4, PerGroup(GROUP), MappingType.ASYMMETRIC)
 WAYS = [
     Way("torchao int4 opaque fp32", 4.5, quantize=partial(weight_only, torch.float32)),
-    Way("torchao int4 opaque bf16", 4.25, ("bfloat16",), quantize=partial(weight_only, torch.bfloat16)),
+    Way(
+        "torchao int4 opaque bf16",
+        4.25,
+        ("bfloat16",),
+        quantize=partial(weight_only, torch.bfloat16),
+        quantization=False,
+    ),
     Way("torchao int8 x int4", 4.5, integer=True, quantize=partial(quantize, INTEGER)),
     Way("torchao intx int4", 8.3125, quantize=partial(quantize, INTX), weight=dequantized),
 ]

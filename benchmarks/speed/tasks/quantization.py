@@ -1,0 +1,88 @@
+"""A stack of Linear layers, quantized by every way of a library."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from speed.resident import measured
+from speed.tasks.kernels import SPREAD, reason
+from speed.ways import Way
+
+COLUMNS, ROWS = 4096, 11008
+
+
+class _Timed:
+    """A call whose result is returned and whose seconds are remembered."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self.seconds = 0.0
+
+    def __call__(self) -> object:
+        start = time.perf_counter()
+        result = self._call()
+        self.seconds = time.perf_counter() - start
+        return result
+
+
+class Task:
+    """Times the quantizers of one library.
+
+    Args:
+        ways: Of the library.
+    """
+
+    def __init__(self, ways: Sequence[Way]) -> None:
+        self._ways = {way.name: way for way in ways if way.quantization and way.quantize is not None}
+
+    def prepare(self, weights: int) -> dict[str, Any]:
+        """Make the values of a layer.
+
+        Args:
+            weights: Of the whole stack.
+
+        Returns:
+            For each way the share of them that it is timed on.
+        """
+        torch.manual_seed(0)
+        self._weights = weights
+        self._values = torch.randn(min(ROWS, max(1, weights // COLUMNS)), COLUMNS) * SPREAD
+        return {name: {"part": way.part} for name, way in self._ways.items()}
+
+    def measure(self, way: str) -> dict[str, Any]:
+        """Build a stack and quantize it.
+
+        Args:
+            way: Its name.
+
+        Returns:
+            Seconds of the whole stack, estimated if a part was timed, and MiB above the float model at the peak; or
+            why it failed.
+        """
+        quantize = self._ways[way].quantize
+        if quantize is None:
+            return {"failure": "it quantizes no modules"}
+        stack = self._stack(int(self._weights * self._ways[way].part))
+        call = _Timed(partial(quantize, stack))
+        try:
+            usage = measured(call)
+        except Exception as error:  # a library may fail in any way, and that is a result
+            return {"failure": reason(error)}
+        return {"seconds": call.seconds / self._ways[way].part, "extra MiB": usage.peak}
+
+    def _stack(self, weights: int) -> nn.Module:
+        """Layers of 4096 columns and 11008 rows; the last one has as many rows as are left."""
+        rows = weights // COLUMNS
+        sizes = [ROWS] * (rows // ROWS) + ([rows % ROWS] if rows % ROWS else [])
+        return nn.ModuleList([self._layer(size) for size in sizes])
+
+    def _layer(self, rows: int) -> nn.Linear:
+        layer = nn.Linear(COLUMNS, rows, bias=False, device="meta").requires_grad_(False)
+        layer.weight = nn.Parameter(self._values[:rows].clone(), requires_grad=False)
+        return layer
