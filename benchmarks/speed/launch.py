@@ -11,9 +11,9 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from common.environments import Recipe, chosen, prepare, python_of, worker_settings
+from common.environments import chosen, prepare, python_of, worker_settings
 
 from speed import machine
 from speed.peers import PEERS
@@ -26,6 +26,13 @@ HERE = "torch"
 
 class WorkerError(RuntimeError):
     """A worker could not start, failed, or ended."""
+
+
+class Asked(Protocol):
+    """What knows the versions of libraries, and why some failed."""
+
+    versions: dict[str, str]
+    failures: dict[str, str]
 
 
 class Worker:
@@ -151,16 +158,12 @@ class Workers:
 @contextmanager
 def workers(task: str, arguments: argparse.Namespace) -> Iterator[Workers]:
     """Workers for monoquant, torch alone, and the chosen peers; environments that are missing are made first."""
-    prepare(arguments.environments)
-    logs = (arguments.environments / "logs").absolute()
-    logs.mkdir(exist_ok=True)
     running: dict[str, Worker] = {}
     failures: dict[str, str] = {}
     for library in ["ours", HERE, *arguments.peers]:
         say(f"starting {library}")
         try:
-            python = _python(library, arguments.environments, PEERS)
-            running[library] = Worker(library, task, python, arguments.threads, logs)
+            running[library] = start(library, task, arguments)
         except (RuntimeError, OSError) as error:
             failures[library] = f"{type(error).__name__}: {error}"[:300]
             say(f"{library}: {failures[library]}")
@@ -171,8 +174,18 @@ def workers(task: str, arguments: argparse.Namespace) -> Iterator[Workers]:
         group.close()
 
 
-def _python(library: str, environments: Path, recipes: Mapping[str, Recipe]) -> Path:
-    return python_of(environments, library, recipes[library]) if library in recipes else Path(sys.executable)
+def start(library: str, task: str, arguments: argparse.Namespace) -> Worker:
+    """A worker; its environment is made first if it is missing.
+
+    Raises:
+        RuntimeError: When the environment cannot be made, or the worker does not start.
+    """
+    prepare(arguments.environments)
+    logs = (arguments.environments / "logs").absolute()
+    logs.mkdir(exist_ok=True)
+    recipe = PEERS.get(library)
+    python = Path(sys.executable) if recipe is None else python_of(arguments.environments, library, recipe)
+    return Worker(library, task, python, arguments.threads, logs)
 
 
 def parser(description: str, rounds: int) -> argparse.ArgumentParser:
@@ -211,10 +224,10 @@ def samples(times: Sequence[Mapping[str, Any]], library: str, way: str, units: i
 
 
 def results(
-    kind: str, arguments: argparse.Namespace, group: Workers, rows: Sequence[Mapping[str, Any]]
+    kind: str, arguments: argparse.Namespace, group: Asked, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """All that a run found, as it is written to a file."""
-    shown = {name: value for name, value in vars(arguments).items() if name not in ("json", "environments")}
+    shown = {name: value for name, value in vars(arguments).items() if name not in ("json", "environments", "folder")}
     return {
         "kind": kind,
         "machine": machine.facts(arguments.threads),

@@ -27,20 +27,28 @@ def plugin_version() -> str | None:
         return None
 
 
-def quantize(model: nn.Module, *, exact: bool, plugins: bool, **options: Any) -> nn.Module:
-    """INT4 in groups of 128, with the kernels that are allowed.
-
-    Args:
-        model: The float model.
-        exact: Forbid kernels that round activations.
-        plugins: Allow native kernels.
-        options: Of the call.
-    """
-    kernels = {"exact": exact} if CHOOSES_KERNELS else {}
-    return mq.quantize(model, 4, plugins=plugins, **kernels, **OPTIONS, **options).model
-
-
+CHOICES: dict[str, dict[str, bool]] = {
+    "portable exact": {"exact": True, "plugins": False},
+    "portable approximate": {"exact": False, "plugins": False},
+    "native exact": {"exact": True, "plugins": True},
+    "native approximate": {"exact": False, "plugins": True},
+}
+"""What kernels may do: round activations, or come from plugins."""
 CHOOSES_KERNELS = "exact" in inspect.signature(mq.quantize).parameters
+
+
+def kernel_options(name: str) -> dict[str, bool]:
+    """Options of a call that choose kernels, by the name of a way.
+
+    A version without such options has one kernel, which is exact.
+    """
+    options = CHOICES[name.removeprefix("monoquant ")]
+    return options if CHOOSES_KERNELS else {"plugins": options["plugins"]}
+
+
+def quantize(model: nn.Module, **options: Any) -> nn.Module:
+    """INT4 in groups of 128."""
+    return mq.quantize(model, 4, **OPTIONS, **options).model
 
 
 def dequantized(packed: nn.Module) -> Tensor:
@@ -56,34 +64,39 @@ def kernel_name(packed: Any) -> str:
     return str(getattr(weight, "kernel_name", "portable"))
 
 
-def _ways() -> Iterator[Way]:
-    choices = {"portable exact": (True, False)}
-    if CHOOSES_KERNELS:
-        choices |= {"portable approximate": (False, False)}
-        if plugin_version():
-            choices |= {"native exact": (True, True), "native approximate": (False, True)}
-    for name, (exact, plugins) in choices.items():
-        integer = name == "native approximate"
-        quantizer = partial(quantize, exact=exact, plugins=plugins, inplace=True)
+def _choices() -> list[str]:
+    """The names of the choices that this installation has."""
+    there = [name for name in CHOICES if plugin_version() or not name.startswith("native")]
+    return there if CHOOSES_KERNELS else ["portable exact"]
+
+
+def _kernel_ways() -> Iterator[Way]:
+    for name in _choices():
         yield Way(
             f"monoquant {name}",
             BITS,
             ("float32", "bfloat16"),
-            integer,
-            quantizer,
-            dequantized,
-            kernel_name,
+            integer=name == "native approximate",
+            quantize=partial(quantize, inplace=True, **kernel_options(name)),
+            weight=dequantized,
+            kernel=kernel_name,
             quantization=False,
         )
+
+
+def _quantization_ways() -> Iterator[Way]:
+    calls: dict[str, dict[str, bool]] = {
+        "": {},
+        ", inplace=True": {"inplace": True},
+        ", inplace=True, run_validation=False": {"inplace": True, "run_validation": False},
+    }
     for plugins in [False, True] if plugin_version() else [False]:
-        name = "monoquant native" if plugins else "monoquant portable"
-        for inplace in (False, True):
-            call = partial(quantize, exact=True, plugins=plugins, inplace=inplace)
-            yield Way(f"{name}{', inplace=True' if inplace else ''}", BITS, (), quantize=call, models=False)
-        call = partial(quantize, exact=True, plugins=plugins, inplace=True, run_validation=False)
-        yield Way(f"{name}, inplace=True, run_validation=False", BITS, (), quantize=call, models=False)
+        for name, options in calls.items():
+            quantizer = partial(quantize, plugins=plugins, **options)
+            title = f"monoquant {'native' if plugins else 'portable'}{name}"
+            yield Way(title, BITS, (), quantize=quantizer, models=False)
 
 
 NATIVE = f" with {PLUGIN} {plugin_version()}" if plugin_version() else ""
 VERSION = f"monoquant {mq.__version__}{NATIVE}"
-WAYS = list(_ways())
+WAYS = [*_kernel_ways(), *_quantization_ways()]

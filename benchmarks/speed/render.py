@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+MEBIBYTE = 1 << 20
 README = Path(__file__).parents[1] / "README.md"
 Row = Mapping[str, Any]
 
@@ -130,10 +131,42 @@ def _timed(row: Row | None) -> tuple[str, str]:
     return f"{1e3 * time:.3g}", _short(time / median(row["float seconds"]))
 
 
+def _memory(results: Row) -> Iterator[str]:
+    weights = results["arguments"]["weights"]
+    found = [row for row in results["rows"] if "failure" not in row]
+    lines = [
+        [row["way"], _mebibytes(row["kept"]), f"{weights * row['bits'] / 8 / MEBIBYTE:.0f}"]
+        for row in found
+        if row["table"] == "resident"
+    ]
+    title = (
+        f"{weights:,} weights, quantized and called once: resident memory (float32: {weights * 4 / MEBIBYTE:.0f} MiB)"
+    )
+    yield f"{title}\n\n{markdown(['', 'MiB', 'MiB of the format'], lines)}"
+    loads = [row for row in found if row["table"] == "load"]
+    lines = [[row["way"], _mebibytes(row["kept"]), _mebibytes(row["peak"]), f"{row['file MiB']:.0f}"] for row in loads]
+    yield f"Loading them\n\n{markdown(['', 'kept, MiB', 'peak, MiB', 'file, MiB'], lines)}"
+    yield from _files([row for row in found if row["table"] == "files"], results["copy bytes/s"])
+
+
+def _files(rows: list[Row], copying: float) -> Iterator[str]:
+    if rows:
+        rates = [row["bytes"] / median(row["seconds"]) / 1e9 for row in rows]
+        lines = [[row["way"], _mebibytes(row["peak"]), f"{rate:.2f}"] for row, rate in zip(rows, rates, strict=True)]
+        size = rows[0]["bytes"] / 1e9
+        title = f"A file of {size:.1f} GB to INT4, warm (memory is copied at {copying / 1e9:.1f} GB/s)"
+        yield f"{title}\n\n{markdown(['', 'peak, MiB', 'GB/s'], lines)}"
+
+
+def _mebibytes(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
 TABLES: dict[str, Callable[[Row], Iterator[str]]] = {
     "kernels": _kernels,
     "models": _models,
     "quantization": _quantization,
+    "memory": _memory,
 }
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from speed.stack import SPREAD, float_layer
 from speed.timing import repeats_for, seconds
 from speed.ways import Product, Way, model_dtype
 
 BASELINE = "float"
-SPREAD = 0.02
-"""Standard deviation of the weights."""
 COMPARED = 16
 """Rows of a product that are compared with the exact one."""
 PATIENCE = 4.0
@@ -50,7 +49,7 @@ class Task:
         gc.collect()
         torch.manual_seed(rows)
         weight = nn.Parameter(torch.randn(rows, columns) * SPREAD, requires_grad=False)
-        self._linear = nn.Linear(columns, rows, bias=False, device="meta").requires_grad_(False)
+        self._linear = float_layer(columns, rows)
         self._linear.weight = weight
         answers = {way.name: self._packed(way, baseline) for way in self._ways if _takes_part(way, baseline)}
         self._baseline = _converted(self._linear, model_dtype(baseline))
@@ -127,6 +126,6 @@ def _takes_part(way: Way, baseline: str) -> bool:
 def _converted(linear: nn.Linear, dtype: torch.dtype) -> nn.Linear:
     if linear.weight.dtype == dtype:
         return linear
-    other = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta").requires_grad_(False)
+    other = float_layer(linear.in_features, linear.out_features)
     other.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
     return other

@@ -7,14 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
-
 from speed.resident import measured
-from speed.tasks.kernels import SPREAD, reason
+from speed.stack import Stack
+from speed.tasks.kernels import reason
 from speed.ways import Way
-
-COLUMNS, ROWS = 4096, 11008
 
 
 class _Timed:
@@ -50,9 +46,7 @@ class Task:
         Returns:
             For each way the share of them that it is timed on.
         """
-        torch.manual_seed(0)
-        self._weights = weights
-        self._values = torch.randn(min(ROWS, max(1, weights // COLUMNS)), COLUMNS) * SPREAD
+        self._stack = Stack(weights)
         return {name: {"part": way.part} for name, way in self._ways.items()}
 
     def measure(self, way: str) -> dict[str, Any]:
@@ -68,21 +62,10 @@ class Task:
         quantize = self._ways[way].quantize
         if quantize is None:
             return {"failure": "it quantizes no modules"}
-        stack = self._stack(int(self._weights * self._ways[way].part))
+        stack = self._stack.build(self._ways[way].part)
         call = _Timed(partial(quantize, stack))
         try:
             usage = measured(call)
         except Exception as error:  # a library may fail in any way, and that is a result
             return {"failure": reason(error)}
         return {"seconds": call.seconds / self._ways[way].part, "extra MiB": usage.peak}
-
-    def _stack(self, weights: int) -> nn.Module:
-        """Layers of 4096 columns and 11008 rows; the last one has as many rows as are left."""
-        rows = weights // COLUMNS
-        sizes = [ROWS] * (rows // ROWS) + ([rows % ROWS] if rows % ROWS else [])
-        return nn.ModuleList([self._layer(size) for size in sizes])
-
-    def _layer(self, rows: int) -> nn.Linear:
-        layer = nn.Linear(COLUMNS, rows, bias=False, device="meta").requires_grad_(False)
-        layer.weight = nn.Parameter(self._values[:rows].clone(), requires_grad=False)
-        return layer
