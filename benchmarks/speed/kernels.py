@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import _path  # noqa: F401
@@ -16,6 +17,8 @@ from speed import launch, render, timing
 
 SHAPES = [(384, 1536), (768, 3072), (4096, 4096), (4096, 11008)]
 QUICK_SHAPES = [(256, 512)]
+BF16_SHAPES = [(768, 3072), (4096, 4096)]
+"""The others take too long: float layers in bfloat16 are slow without units for it."""
 BATCHES = {"float32": [1, 8, 64, 512], "bfloat16": [1, 4, 8, 64, 512]}
 QUICK_BATCHES = [1, 8]
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -74,17 +77,31 @@ class Floors:
         return {"float products/s": self.rates[False], "integer products/s": self.rates[True], "reads": reads}
 
 
+def _shapes_for(baseline: str, arguments: argparse.Namespace) -> list[tuple[int, int]]:
+    if arguments.shapes is not None:
+        shapes: list[tuple[int, int]] = arguments.shapes
+        return shapes
+    return SHAPES if baseline == "float32" else BF16_SHAPES
+
+
+def _shapes(text: str) -> list[tuple[int, int]]:
+    shapes = [tuple(map(int, shape.split("x"))) for shape in text.split(",")]
+    return [(columns, rows) for columns, rows in shapes]
+
+
 def main() -> None:
     """Measure what the command line says, and print the tables."""
     parser = launch.parser(__doc__, rounds=7)
+    parser.add_argument("--shapes", type=_shapes, help="such as 768x3072,4096x4096")
+    parser.add_argument("--dtypes", default=list(BATCHES), type=partial(launch.names, BATCHES), help="of float layers")
     arguments = parser.parse_args()
     arguments.rounds = 2 if arguments.quick else arguments.rounds
     torch.set_num_threads(arguments.threads)
     floors = Floors()
     rows: list[Row] = []
     with launch.workers("kernels", arguments) as group:
-        for baseline in BATCHES:
-            for shape in QUICK_SHAPES if arguments.quick else SHAPES:
+        for baseline in arguments.dtypes:
+            for shape in QUICK_SHAPES if arguments.quick else _shapes_for(baseline, arguments):
                 rows += measured(group, shape, baseline, arguments)
         for row in rows:
             if row.get("seconds"):

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from common.environments import chosen, prepare, python_of, worker_settings
 
 from speed import machine
 from speed.peers import PEERS
+from speed.timing import CLOCKS
+from speed.turns import BASELINE
 
 LIMIT = 900
 """Seconds that a worker may take for one request."""
@@ -42,15 +45,16 @@ class Worker:
         library: Its name.
         task: What it measures.
         python: The interpreter that has it.
-        threads: Of each call.
         logs: Folder for all that the library prints.
+        threads: Of each call.
+        clock: A name of `timing.CLOCKS`.
     """
 
-    def __init__(self, library: str, task: str, python: Path, threads: int, logs: Path) -> None:
+    def __init__(self, library: str, task: str, python: Path, logs: Path, threads: int, clock: str) -> None:
         self._log = logs / f"speed-{library}-{task}.txt"
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                [str(python.absolute()), "-m", "speed.worker", library, task, str(threads)],
+                [str(python.absolute()), "-m", "speed.worker", library, task, str(threads), clock],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -185,30 +189,34 @@ def start(library: str, task: str, arguments: argparse.Namespace) -> Worker:
     logs.mkdir(exist_ok=True)
     recipe = PEERS.get(library)
     python = Path(sys.executable) if recipe is None else python_of(arguments.environments, library, recipe)
-    return Worker(library, task, python, arguments.threads, logs)
+    return Worker(library, task, python, logs, arguments.threads, arguments.clock)
 
 
 def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: where other things run, with one thread")
     options.add_argument("--rounds", type=int, default=rounds)
-    options.add_argument("--peers", default=list(PEERS), type=_peers, help="all, none, or names with commas")
+    options.add_argument(
+        "--peers", default=list(PEERS), type=partial(names, PEERS), help="all, none, or names with commas"
+    )
     options.add_argument("--json", type=Path, help="write all samples there, for render.py")
     options.add_argument("--quick", action="store_true", help="small shapes and two rounds: does it run?")
     options.add_argument("--environments", type=Path, default=Path(".peers"), help="where peers are installed")
     return options
 
 
-def _peers(text: str) -> list[str]:
+def names(known: Mapping[str, object], text: str) -> list[str]:
+    """The names in a list with commas; `all` and `none` stand for what they say."""
     try:
-        return list(PEERS) if text == "all" else chosen(PEERS, text)
+        return list(known) if text == "all" else chosen(known, text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def samples(times: Sequence[Mapping[str, Any]], library: str, way: str, units: int = 1) -> dict[str, list[float]]:
-    """Seconds of a way and of the float one right before it, from the rounds that have both.
+    """Seconds of a way and of the float one right before it, from the turns that have both.
 
     Args:
         times: Answers by library, one for each round.
@@ -216,10 +224,10 @@ def samples(times: Sequence[Mapping[str, Any]], library: str, way: str, units: i
         way: Its name.
         units: By which seconds are divided.
     """
-    rounds = [answers[library] for answers in times if way in answers.get(library, {})]
+    turns = [turn for answers in times for turn in answers.get(library, []) if way in turn]
     return {
-        "seconds": [round_[way] / units for round_ in rounds],
-        "float seconds": [round_["float"] / units for round_ in rounds],
+        "seconds": [turn[way] / units for turn in turns],
+        "float seconds": [turn[BASELINE] / units for turn in turns],
     }
 
 

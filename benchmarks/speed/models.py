@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import _path  # noqa: F401
-from common.environments import chosen
 
 from speed import launch, render
 
@@ -37,17 +37,10 @@ def measured(group: launch.Workers, subject: str, arguments: argparse.Namespace)
                 yield {"subject": subject, "workload": workload, "library": library, "way": way, **about, **samples}
 
 
-def _names(text: str) -> list[str]:
-    try:
-        return chosen(WORKLOADS, text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def main() -> None:
     """Measure what the command line says, and print the tables."""
     parser = launch.parser(__doc__, rounds=7)
-    parser.add_argument("--models", default=list(WORKLOADS), type=_names)
+    parser.add_argument("--models", default=list(WORKLOADS), type=partial(launch.names, WORKLOADS))
     arguments = parser.parse_args()
     arguments.rounds = 2 if arguments.quick else arguments.rounds
     with launch.workers("models", arguments) as group:

@@ -30,9 +30,9 @@ def text(results: Row) -> str:
 def _about(results: Row) -> str:
     machine, arguments = results["machine"], results["arguments"]
     where = f"{machine['cpu']}, {machine['cores']} cores, flags {' '.join(machine['telling flags'])}"
-    how = f"{machine['threads']} thread(s), {arguments['rounds']} rounds, {machine['date'][:10]}"
+    how = f"{machine['threads']} thread(s), {arguments['rounds']} rounds, {arguments['clock']} time"
     versions = ", ".join(dict.fromkeys(results["versions"].values()))
-    return f"{where}; Python {machine['python']}; {how}. {versions}."
+    return f"{where}; Python {machine['python']}; {how}; {machine['date'][:10]}. {versions}."
 
 
 def _failures(results: Row) -> Iterator[str]:

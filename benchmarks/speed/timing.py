@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -17,28 +16,28 @@ LAST_LEVEL = 1 << 26
 """Bytes that no cache keeps while they are read."""
 
 Calls = Mapping[str, Callable[[], object]]
+Clock = Callable[[], float]
 
 
-def seconds(call: Callable[[], object], repeats: int = 1) -> float:
-    """Wall-clock seconds of one call, the mean over some in a row."""
-    start = time.perf_counter()
+CLOCKS: Mapping[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Seconds on the wall; or of this process's threads together, which others on the machine hardly change."""
+
+
+def seconds(call: Callable[[], object], repeats: int = 1, clock: Clock = time.perf_counter) -> float:
+    """Seconds of one call, the mean over some in a row."""
+    start = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
-def repeats_for(call: Callable[[], object]) -> int:
-    """How often to repeat a call within one sample."""
-    return max(1, int(SHORTEST / seconds(call)))
-
-
-def race(calls: Calls, rounds: int) -> dict[str, float]:
-    """Median seconds of each call, all of them taken in turn in every round."""
+def fastest(calls: Calls, rounds: int) -> dict[str, float]:
+    """The least wall-clock seconds that each call took, all of them taken in turn in every round."""
     for call in calls.values():
         call()
-    repeats = {name: repeats_for(call) for name, call in calls.items()}
+    repeats = {name: max(1, int(SHORTEST / seconds(call))) for name, call in calls.items()}
     times = [{name: seconds(call, repeats[name]) for name, call in calls.items()} for _ in range(rounds)]
-    return {name: median(round_[name] for round_ in times) for name in calls}
+    return {name: min(round_[name] for round_ in times) for name in calls}
 
 
 def read_rate(size: int, between: int) -> float:
@@ -49,25 +48,25 @@ def read_rate(size: int, between: int) -> float:
         between: Bytes of the other one: together they may be more than a cache holds.
     """
     buffer, other = torch.zeros(size // 4), torch.zeros(between // 4)
-    return size / race({"read": buffer.sum, "other": other.sum}, 9)["read"]
+    return size / fastest({"read": buffer.sum, "other": other.sum}, 15)["read"]
 
 
 def copy_rate() -> float:
     """Bytes per second that a copy of much memory reads; it writes as many."""
     source = torch.zeros(LAST_LEVEL)
-    return source.nbytes / race({"copy": partial(torch.empty_like(source).copy_, source)}, 7)["copy"]
+    return source.nbytes / fastest({"copy": partial(torch.empty_like(source).copy_, source)}, 15)["copy"]
 
 
 def float_rate() -> float:
     """Multiplications per second of a product of float32 matrices."""
     left, right = torch.ones(1024, 1024), torch.ones(1024, 1024)
-    return 1024**3 / race({"product": partial(torch.mm, left, right)}, 9)["product"]
+    return 1024**3 / fastest({"product": partial(torch.mm, left, right)}, 15)["product"]
 
 
 def integer_rate() -> float:
     """Multiplications per second of int8, the best of torch's products and not less than of float32."""
     calls = {"_int_mm": _int_mm(), "fbgemm": _fbgemm()}
-    times = race({name: call for name, call in calls.items() if call is not None}, 5)
+    times = fastest({name: call for name, call in calls.items() if call is not None}, 5)
     return max([float_rate(), *(512 * 2048 * 2048 / time_ for time_ in times.values())])
 
 

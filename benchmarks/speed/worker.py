@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 import torch
 
+from speed.timing import CLOCKS
+
 
 def serve(task: Any, requests: TextIO, answers: TextIO) -> None:
     """Answer each request with what the method of its name returns, or with the error."""
@@ -30,8 +32,8 @@ def serve(task: Any, requests: TextIO, answers: TextIO) -> None:
 
 
 def main() -> None:
-    """Serve the library, task and number of threads that the command line names."""
-    library_name, task_name, threads = sys.argv[1:]
+    """Serve the library, task, number of threads and clock that the command line names."""
+    library_name, task_name, threads, clock = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
@@ -39,7 +41,7 @@ def main() -> None:
     torch.manual_seed(0)
     path = f"speed.{library_name}" if library_name == "ours" else f"speed.peers.{library_name}"
     library = import_module(path)
-    task = import_module(f"speed.tasks.{task_name}").Task(library.WAYS)
+    task = import_module(f"speed.tasks.{task_name}").Task(library.WAYS, CLOCKS[clock])
     answers.write(json.dumps({"answer": library.VERSION}) + "\n")
     answers.flush()
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from speed.stack import SPREAD, float_layer
-from speed.timing import repeats_for, seconds
+from speed.timing import Clock
+from speed.turns import BASELINE, Turns
 from speed.ways import Product, Way, model_dtype
 
-BASELINE = "float"
+PATIENCE = 2.0
+"""Seconds that one way may take for one shape and batch."""
 COMPARED = 16
 """Rows of a product that are compared with the exact one."""
-PATIENCE = 4.0
-"""Seconds that one way may take for one shape and batch: once they are over, two samples are enough."""
 
 
 class Task:
@@ -26,13 +26,13 @@ class Task:
 
     Args:
         ways: Of the library.
+        clock: Tells seconds.
     """
 
-    def __init__(self, ways: Sequence[Way]) -> None:
+    def __init__(self, ways: Sequence[Way], clock: Clock) -> None:
         self._ways = ways
         self._products: dict[str, tuple[Product, torch.dtype]] = {}
-        self._calls: dict[str, tuple[Callable[[], Any], int]] = {}
-        self._spent: dict[str, list[float]] = {}
+        self._clock = clock
 
     def prepare(self, columns: int, rows: int, baseline: str) -> dict[str, Any]:
         """Make the float layer and pack it by every way.
@@ -45,7 +45,7 @@ class Task:
         Returns:
             What is known of each way: its kernel, bits and dtype; or why it failed.
         """
-        self._products, self._calls = {}, {}
+        self._products = {}
         gc.collect()
         torch.manual_seed(rows)
         weight = nn.Parameter(torch.randn(rows, columns) * SPREAD, requires_grad=False)
@@ -75,8 +75,10 @@ class Task:
         """
         torch.manual_seed(batch)
         inputs = torch.randn(batch, self._linear.in_features)
-        self._calls, self._spent = {}, {}
-        self._add(BASELINE, self._baseline, inputs.to(self._baseline.weight.dtype))
+        self._turns = Turns(self._clock, PATIENCE)
+        product = partial(self._baseline, inputs.to(self._baseline.weight.dtype))
+        product()
+        self._turns.add(BASELINE, product)
         return {name: self._started(name, inputs) for name in self._products}
 
     def _started(self, name: str, inputs: Tensor) -> dict[str, Any]:
@@ -85,26 +87,14 @@ class Task:
             own = inputs.to(dtype)
             weight = self._linear.weight if product.weight is None else product.weight
             error = relative_error(product.call(own), own, weight)
-            self._add(name, product.call, own)
+            self._turns.add(name, partial(product.call, own))
         except Exception as failure:  # as above
             return {"failure": reason(failure)}
         return {"error": error, "against": "float weight" if product.weight is None else "its own weight"}
 
-    def _add(self, name: str, call: Callable[[Tensor], Any], inputs: Tensor) -> None:
-        bound = partial(call, inputs)
-        bound()
-        self._calls[name] = bound, repeats_for(bound)
-        self._spent[name] = []
-
-    def round(self) -> dict[str, float]:
-        """Seconds of the float product and of each way, taken in turn; without those that are too slow for more."""
-        found = {}
-        for name, (call, repeats) in self._calls.items():
-            spent = self._spent[name]
-            if name == BASELINE or len(spent) < 2 or sum(spent) < PATIENCE:
-                found[name] = seconds(call, repeats)
-                spent.append(found[name] * repeats)
-        return found
+    def round(self) -> list[dict[str, float]]:
+        """Seconds of the float product and of each way, for each turn."""
+        return self._turns.round()
 
 
 def relative_error(product: Tensor, inputs: Tensor, weight: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from speed.resident import measured
 from speed.stack import COLUMNS, Stack
 from speed.tasks.kernels import reason
-from speed.timing import seconds
+from speed.timing import Clock, seconds
 from speed.ways import Way, model_dtype
 
 CHUNK = 1 << 24
@@ -27,9 +28,11 @@ class Task:
 
     Args:
         ways: Of the library.
+        clock: Tells seconds.
     """
 
-    def __init__(self, ways: Sequence[Way]) -> None:
+    def __init__(self, ways: Sequence[Way], clock: Clock) -> None:
+        self._clock = clock
         self._ways = {way.name: way for way in ways if way.models and way.quantize is not None}
 
     def ways(self) -> dict[str, float]:
@@ -40,9 +43,8 @@ class Task:
         """Quantize a stack, call each layer once, and tell what is kept."""
         stack, chosen = Stack(weights), self._ways[way]
         try:
-            _called(
-                _quantized(chosen, Stack(SMALL).build()), chosen
-            )  # what a library loads when first used is not kept
+            # What a library loads when it is first used is not what it keeps of a stack.
+            _called(_quantized(chosen, Stack(SMALL).build()), chosen)
             return asdict(measured(lambda: _called(_quantized(chosen, stack.build()), chosen)))
         except Exception as error:  # a library may fail in any way, and that is a result
             return {"failure": reason(error)}
@@ -68,13 +70,10 @@ class Task:
 
     def quantize_file(self, way: str, source: str, target: str, rounds: int) -> dict[str, Any]:
         """Turn a file into another: memory of the first time, seconds of every time. The file is read before."""
-        call = self._files().FILE_WAYS[way]
+        call = partial(self._files().FILE_WAYS[way], Path(source), Path(target))
         read_through(source)
-        usage = measured(lambda: call(Path(source), Path(target)))
-        return {
-            "peak": usage.peak,
-            "seconds": [seconds(lambda: call(Path(source), Path(target))) for _ in range(rounds)],
-        }
+        usage = measured(call)
+        return {"peak": usage.peak, "seconds": [seconds(call, clock=self._clock) for _ in range(rounds)]}
 
     @staticmethod
     def _files() -> Any:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from speed.subjects import SUBJECTS, Subject
-from speed.tasks.kernels import BASELINE, PATIENCE, reason
-from speed.timing import repeats_for, seconds
+from speed.tasks.kernels import reason
+from speed.timing import Calls, Clock
+from speed.turns import BASELINE, Turns
 from speed.ways import Way
+
+PATIENCE = 8.0
+"""Seconds that one way may take for one workload."""
 
 
 class Task:
@@ -17,12 +21,13 @@ class Task:
 
     Args:
         ways: Of the library.
+        clock: Tells seconds.
     """
 
-    def __init__(self, ways: Sequence[Way]) -> None:
+    def __init__(self, ways: Sequence[Way], clock: Clock) -> None:
         self._ways = [way for way in ways if way.models]
-        self._calls: dict[str, dict[str, tuple[Callable[[], object], int]]] = {}
-        self._spent: dict[tuple[str, str], list[float]] = {}
+        self._turns: dict[str, Turns] = {}
+        self._clock = clock
 
     def prepare(self, subject: str) -> dict[str, Any]:
         """Build the float model, and quantize it by every way.
@@ -33,7 +38,7 @@ class Task:
         Returns:
             What each way loses; or why it failed.
         """
-        self._calls, self._spent = {}, {}
+        self._turns = {}
         gc.collect()
         about = SUBJECTS[subject]()
         self._add(BASELINE, about.calls(about.build()))
@@ -54,26 +59,18 @@ class Task:
             return {"failure": reason(error)}
         return {"loss": loss, "loss name": about.loss_name}
 
-    def _add(self, name: str, calls: Any) -> None:
-        for call in calls.values():
+    def _add(self, name: str, calls: Calls) -> None:
+        for workload, call in calls.items():
             call()
-        self._calls[name] = {workload: (call, repeats_for(call)) for workload, call in calls.items()}
+            self._turns.setdefault(workload, Turns(self._clock, PATIENCE)).add(name, call)
 
-    def round(self, workload: int) -> dict[str, Any]:
-        """Seconds of one workload for the float model and each way, in turn; without those too slow for more.
+    def round(self, workload: int) -> list[dict[str, float]]:
+        """Seconds of one workload for the float model and each way, for each turn.
 
         Args:
             workload: Its index.
         """
-        found = {}
-        for name, calls in self._calls.items():
-            label = list(calls)[workload]
-            call, repeats = calls[label]
-            spent = self._spent.setdefault((name, label), [])
-            if name == BASELINE or len(spent) < 2 or sum(spent) < PATIENCE:
-                found[name] = seconds(call, repeats)
-                spent.append(found[name] * repeats)
-        return found
+        return list(self._turns.values())[workload].round()
 
 
 def _can(way: Way, subject: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,20 +9,21 @@ from typing import Any
 from speed.resident import measured
 from speed.stack import Stack
 from speed.tasks.kernels import reason
+from speed.timing import Clock
 from speed.ways import Way
 
 
 class _Timed:
     """A call whose result is returned and whose seconds are remembered."""
 
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._call = call
+    def __init__(self, call: Callable[[], object], clock: Clock) -> None:
+        self._call, self._clock = call, clock
         self.seconds = 0.0
 
     def __call__(self) -> object:
-        start = time.perf_counter()
+        start = self._clock()
         result = self._call()
-        self.seconds = time.perf_counter() - start
+        self.seconds = self._clock() - start
         return result
 
 
@@ -32,9 +32,11 @@ class Task:
 
     Args:
         ways: Of the library.
+        clock: Tells seconds.
     """
 
-    def __init__(self, ways: Sequence[Way]) -> None:
+    def __init__(self, ways: Sequence[Way], clock: Clock) -> None:
+        self._clock = clock
         self._ways = {way.name: way for way in ways if way.quantization and way.quantize is not None}
 
     def prepare(self, weights: int) -> dict[str, Any]:
@@ -63,7 +65,7 @@ class Task:
         if quantize is None:
             return {"failure": "it quantizes no modules"}
         stack = self._stack.build(self._ways[way].part)
-        call = _Timed(partial(quantize, stack))
+        call = _Timed(partial(quantize, stack), self._clock)
         try:
             usage = measured(call)
         except Exception as error:  # a library may fail in any way, and that is a result

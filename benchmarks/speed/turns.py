@@ -1,0 +1,61 @@
+"""Calls that are timed in turn, the float one first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from speed.timing import SHORTEST, Clock, seconds
+
+BASELINE = "float"
+FEWEST = 3
+"""Samples of a call whose patience is over."""
+ROUND = 0.05
+"""Seconds of a round: turns are repeated until then, since one sample of a short call says little."""
+MOST = 10
+"""Turns of a round, at most."""
+
+
+class Turns:
+    """Times calls in turn.
+
+    Args:
+        clock: Tells seconds.
+        patience: Seconds that one call may take in all rounds.
+    """
+
+    def __init__(self, clock: Clock, patience: float) -> None:
+        self._clock, self._patience = clock, patience
+        self._calls: dict[str, tuple[Callable[[], object], int]] = {}
+        self._spent: dict[str, list[float]] = {}
+
+    def add(self, name: str, call: Callable[[], object]) -> None:
+        """Take a call part from now on.
+
+        Args:
+            name: `BASELINE`, or of a way.
+            call: Was called once at least.
+        """
+        self._calls[name] = call, max(1, int(SHORTEST / seconds(call, clock=self._clock)))
+        self._spent[name] = []
+
+    def round(self) -> list[dict[str, float]]:
+        """Seconds of the calls, for each turn; without calls whose patience is over, none if it is the float one's."""
+        turns: list[dict[str, float]] = []
+        while len(turns) < MOST and sum(sum(turn.values()) for turn in turns) < ROUND:
+            turn = self._turn()
+            if len(turn) < 2:
+                break
+            turns.append(turn)
+        return turns
+
+    def _turn(self) -> dict[str, float]:
+        names = [name for name in self._calls if self._goes_on(name)] if self._goes_on(BASELINE) else []
+        found = {}
+        for name in names if len(names) > 1 else []:
+            call, repeats = self._calls[name]
+            found[name] = seconds(call, repeats, self._clock)
+            self._spent[name].append(found[name] * repeats)
+        return found
+
+    def _goes_on(self, name: str) -> bool:
+        return len(self._spent[name]) < FEWEST or sum(self._spent[name]) < self._patience
