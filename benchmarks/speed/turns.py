@@ -8,7 +8,11 @@ from speed.timing import SHORTEST, Clock, seconds
 
 BASELINE = "float"
 FEWEST = 3
-"""Samples of a call whose patience is over."""
+"""Samples of a call whose patience is over,"""
+ENDLESS = 3
+"""unless it is over so many times."""
+SURELY_LONG = 0.1
+"""Seconds of a first call that nothing but the call itself explains."""
 ROUND = 0.05
 """Seconds of a round: turns are repeated until then, since one sample of a short call says little."""
 MOST = 10
@@ -29,13 +33,15 @@ class Turns:
         self._spent: dict[str, list[float]] = {}
 
     def add(self, name: str, call: Callable[[], object]) -> None:
-        """Take a call part from now on.
+        """Call something once, and take it part from now on.
 
         Args:
             name: `BASELINE`, or of a way.
-            call: Was called once at least.
+            call: What is timed.
         """
-        self._calls[name] = call, max(1, int(SHORTEST / seconds(call, clock=self._clock)))
+        first = seconds(call, clock=self._clock)
+        once = first if first > SURELY_LONG else seconds(call, clock=self._clock)
+        self._calls[name] = call, max(1, int(SHORTEST / once))
         self._spent[name] = []
 
     def round(self) -> list[dict[str, float]]:
@@ -58,4 +64,5 @@ class Turns:
         return found
 
     def _goes_on(self, name: str) -> bool:
-        return len(self._spent[name]) < FEWEST or sum(self._spent[name]) < self._patience
+        spent, count = sum(self._spent[name]), len(self._spent[name])
+        return spent < self._patience or (count < FEWEST and spent < ENDLESS * self._patience)

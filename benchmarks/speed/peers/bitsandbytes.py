@@ -46,6 +46,7 @@ WAYS = [
         ("bfloat16",),
         quantize=partial(quantize, torch.bfloat16),
         weight=dequantized,
+        models=False,
         quantization=False,
     ),
 ]

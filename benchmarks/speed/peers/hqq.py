@@ -42,6 +42,7 @@ WAYS = [
         ("bfloat16",),
         quantize=partial(quantize, False, torch.bfloat16),
         weight=dequantized,
+        models=False,
         quantization=False,
     ),
     Way("hqq 4 bit, optimized", 4.5, (), quantize=partial(quantize, True, torch.float32), part=1 / 88, models=False),

@@ -61,7 +61,6 @@ class Task:
 
     def _add(self, name: str, calls: Calls) -> None:
         for workload, call in calls.items():
-            call()
             self._turns.setdefault(workload, Turns(self._clock, PATIENCE)).add(name, call)
 
     def round(self, workload: int) -> list[dict[str, float]]:
