@@ -46,6 +46,7 @@ class Turns:
 
     def round(self) -> list[dict[str, float]]:
         """Seconds of the calls, for each turn; without calls whose patience is over, none if it is the float one's."""
+        self._wake()
         turns: list[dict[str, float]] = []
         while len(turns) < MOST and sum(sum(turn.values()) for turn in turns) < ROUND:
             turn = self._turn()
@@ -53,6 +54,12 @@ class Turns:
                 break
             turns.append(turn)
         return turns
+
+    def _wake(self) -> None:
+        """Call what is short once more: after another process's turn, caches hold that one's memory."""
+        for name, (call, _) in self._calls.items():
+            if self._spent[name] and self._spent[name][-1] < SURELY_LONG:
+                call()
 
     def _turn(self) -> dict[str, float]:
         names = [name for name in self._calls if self._goes_on(name)] if self._goes_on(BASELINE) else []
