@@ -12,9 +12,10 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+import _path  # noqa: F401
 import attrs
 import torch
-from models import minilm, texts
+from common.models import minilm, texts
 from torch import Tensor
 
 import monoquant as mq

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from case import Case, Outcome
-from models import minilm, smollm2, texts
+from common.models import minilm, smollm2, texts
 from subjects import Subject
 from torch import nn
 

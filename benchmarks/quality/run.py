@@ -15,23 +15,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import _path  # noqa: F401
 import torch
 from case import body
-from environments import prepare, python_of
+from common.environments import prepare, python_of, worker_settings
 from peers import PEERS
 from subjects import SUBJECTS
 
 HERE = Path(__file__).parent
 LIMIT = 3600
 """Seconds of wall clock that one library may take for one model."""
-SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",  # no peer fetches anything
-    "HF_DATASETS_OFFLINE": "1",
-    "GPTQMODEL_CPU_WORKERS": "2",  # with fewer, GPTQModel does not start
-}
+GPTQMODEL_SETTINGS = {"GPTQMODEL_CPU_WORKERS": "2"}
+"""With fewer, GPTQModel does not start."""
 MEBIBYTE = 1 << 20
 NOTES = """\
 bits: per weight, scales and zero points included; real bytes for monoquant and gptqmodel, other peers as in files, with
@@ -66,7 +61,7 @@ def _worked(python: Path, library: str, subject: str, arguments: argparse.Namesp
                 stdout=output,
                 stderr=output,
                 cwd=scratch,
-                env=os.environ | SETTINGS,
+                env=os.environ | worker_settings() | GPTQMODEL_SETTINGS,
                 timeout=LIMIT,
                 check=False,
             )
@@ -137,7 +132,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=32, help="of 128 tokens, to measure the language model on")
     parser.add_argument("--rounds", type=int, default=1, help="CPU seconds are medians of so many runs")
     parser.add_argument("--only", default="", help="a regular expression: only cases whose name it is found in")
-    parser.add_argument("--environments", type=Path, default=Path(".quality"), help="where peers are installed")
+    parser.add_argument("--environments", type=Path, default=Path(".peers"), help="where peers are installed")
     arguments = parser.parse_args()
     arguments.libraries = ["ours", *arguments.peers]
     prepare(arguments.environments)

@@ -6,7 +6,7 @@ import abc
 from functools import cached_property
 from typing import Any, ClassVar
 
-from models import minilm, smollm2, texts
+from common.models import minilm, smollm2, texts
 from torch import Tensor, nn
 
 

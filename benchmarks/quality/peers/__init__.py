@@ -6,25 +6,7 @@ that ran together on CPU with torch 2.13.0 and CPython 3.11.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a peer's environment holds besides torch and the models.
-
-    Attributes:
-        distribution: The name of the library on PyPI.
-        version: Of the library.
-        transformers: Version that it works with.
-        dependencies: Further requirements, where pip must not see the library's own.
-    """
-
-    distribution: str
-    version: str
-    transformers: str = "5.23.0"
-    dependencies: tuple[str, ...] = ()
-
+from common.environments import Recipe
 
 GPTQMODEL_NEEDS = (
     "datasets==5.2.0",

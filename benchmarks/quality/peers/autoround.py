@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from auto_round import AutoRound
 from case import Case, Outcome, nominal_bits
-from models import minilm
+from common.models import minilm
 from subjects import SUBJECTS, Subject
 from torch import Tensor, nn
 from torch.utils.data import DataLoader

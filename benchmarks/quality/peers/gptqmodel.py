@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from case import Case, Outcome, body
+from common.models import minilm
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
-from models import minilm
 from subjects import Subject
 from torch import nn
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from models import smollm2
+from common.models import smollm2
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 

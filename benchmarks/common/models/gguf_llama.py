@@ -7,6 +7,7 @@ from typing import Any
 
 import gguf
 import torch
+from gguf import GGMLQuantizationType
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor
@@ -59,12 +60,7 @@ class GgufLlama:
 
     def model(self) -> LlamaForCausalLM:
         """The model in float32 and eval mode."""
-        config = self.config()
-        heads: dict[str, int] = {
-            "attn_q": self._field("llama.attention.head_count"),
-            "attn_k": self._field("llama.attention.head_count_kv"),
-        }
-        state = {}
+        config, heads, state = self.config(), self._heads(), {}
         for tensor in self._reader.tensors:
             kind = tensor.name.split(".")[-2]
             weight = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=torch.float32)
@@ -75,6 +71,32 @@ class GgufLlama:
             raise RuntimeError(f"The file and the architecture differ: missing {missing}, unexpected {unexpected}.")
         model.tie_weights()
         return model
+
+    def write(self, model: LlamaForCausalLM, path: Path, kind: GGMLQuantizationType) -> None:
+        """Write the file once more, with other weights; the embedding and the norms stay in the format they have.
+
+        Args:
+            model: What has the weights; of the same architecture.
+            path: Where to.
+            kind: The format of the matrices that were quantized.
+        """
+        writer = gguf.GGUFWriter(path, "llama")
+        for field in self._reader.fields.values():
+            if field.name != "general.architecture" and not field.name.startswith("GGUF."):
+                inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+                writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+        state, heads = model.state_dict(), self._heads()
+        for tensor in self._reader.tensors:
+            part = tensor.name.split(".")[-2]
+            weight = state[_name(tensor.name)].float()
+            weight = _permuted(weight, heads[part]) if part in heads else weight
+            own = tensor.tensor_type
+            wanted = own if part == "token_embd" or own == GGMLQuantizationType.F32 else kind
+            writer.add_tensor(tensor.name, gguf.quantize(weight.contiguous().numpy(), wanted), raw_dtype=wanted)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
 
     def tokenizer(self) -> Tokenizer:
         """The byte-level BPE that the file's metadata describes; digits are split one by one."""
@@ -89,6 +111,13 @@ class GgufLlama:
         control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL_TOKEN]
         tokenizer.add_special_tokens(control)
         return tokenizer
+
+    def _heads(self) -> dict[str, int]:
+        """How many heads the matrices have whose rows llama.cpp reorders."""
+        return {
+            "attn_q": self._field("llama.attention.head_count"),
+            "attn_k": self._field("llama.attention.head_count_kv"),
+        }
 
     def _field(self, name: str) -> Any:
         field = self._reader.get_field(name)
@@ -110,3 +139,9 @@ def _unpermuted(weight: Tensor, heads: int) -> Tensor:
     """Undo llama.cpp's order of query and key rows, which pairs rotated features as neighbours."""
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+def _permuted(weight: Tensor, heads: int) -> Tensor:
+    """The order of query and key rows that llama.cpp wants."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)

@@ -1,0 +1,1 @@
+"""What the benchmarks share: environments of other libraries, real models and text."""

@@ -1,0 +1,1 @@
+"""What a worker can be asked to measure, a module each with a class `Task`."""
