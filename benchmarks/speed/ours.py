@@ -61,7 +61,7 @@ def dequantized(packed: nn.Module) -> Tensor:
 def kernel_name(packed: Any) -> str:
     """The kernel that a layer multiplies with."""
     (weight,) = packed.packed_weights().values()
-    return str(getattr(weight, "kernel_name", "portable"))
+    return str(weight.kernel.name)
 
 
 def _choices() -> list[str]:
