@@ -28,7 +28,7 @@ def assert_product(found: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor |
     kind = torch.finfo(inputs.dtype)
     error = found.detach().double().clamp(-kind.max, kind.max) - expected.clamp(-kind.max, kind.max)
     excess = error.abs() - kind.eps / 2 * expected.abs() - sums * size
-    smallest = max(kind.smallest_subnormal, torch.finfo(torch.float32).tiny)
+    smallest = max(kind.tiny * kind.eps, torch.finfo(torch.float32).tiny)
     assert (excess <= smallest).all(), f"{float(excess.max()):.1e} more than allowed, of {float(size.max()):.1e}"
 
 

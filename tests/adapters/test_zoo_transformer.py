@@ -1,4 +1,4 @@
-"""TransformerEncoder: nearly all of it is packed, and torch's fused kernel bypasses no Linear that multiplies packed."""
+"""TransformerEncoder: nearly all of it is packed, and torch's fused kernel bypasses no Linear that multiplies codes."""
 
 from __future__ import annotations
 

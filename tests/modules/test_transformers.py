@@ -120,9 +120,7 @@ def test_encoder_equals_its_float_twin(run: Callable[..., torch.Tensor], mask: M
 
 @masks
 @pytest.mark.parametrize("bits", [4, 8, 16])
-def test_the_fast_path_is_taken_where_it_bypasses_no_kernel(
-    fast_path_calls: list[bool], mask: Mask, bits: int
-) -> None:
+def test_the_fast_path_is_taken_where_it_bypasses_no_kernel(fast_path_calls: list[bool], mask: Mask, bits: int) -> None:
     """Also on nested tensors, where there is padding: weights of 16 bits are dequantized for it as for all else."""
     options: dict[str, object] = {"bits": bits, "plugins": False, "accuracy_warning": "ignore"}
     packed = monoquant.quantize(build_encoder(), **options).model.eval()
