@@ -25,7 +25,7 @@ def rounded(values: torch.Tensor, scheme: Scheme) -> tuple[PackedMatrix, Energy 
     for buffer in packed.buffers():
         if buffer is not packed.layout:
             buffer.view(torch.uint8).fill_(0xA5)  # all of it must be written
-    return packed, KERNEL.pack(values, scheme, packed.codes(slice(0, len(values))), measured=True)
+    return packed, KERNEL.pack(values, scheme, packed.codes_of(slice(0, len(values))), measured=True)
 
 
 def defined(values: torch.Tensor, scheme: Scheme) -> PackedMatrix:
@@ -83,7 +83,7 @@ def test_a_value_that_is_not_finite_shows_in_the_signal(value: float, dtype: tor
 
 def test_energies_are_only_measured_on_request() -> None:
     packed = PackedMatrix(2, 8, Scheme())
-    assert KERNEL.pack(torch.ones(2, 8), Scheme(), packed.codes(slice(0, 2)), measured=False) is None
+    assert KERNEL.pack(torch.ones(2, 8), Scheme(), packed.codes_of(slice(0, 2)), measured=False) is None
 
 
 def test_it_takes_what_can_be_packed() -> None:
@@ -113,7 +113,7 @@ def test_a_kernel_that_rounds_otherwise_is_found_out(bits: int) -> None:
 def test_codes_of_a_range_are_views() -> None:
     """Zero_points of rows 2 and 3, with three groups each, begin at byte 3."""
     packed = PackedMatrix(5, 12, Scheme(group_size=4))
-    part = packed.codes(slice(2, 4))
+    part = packed.codes_of(slice(2, 4))
     assert part.zero_point is not None
     assert (part.rows, part.columns, part.group_size, len(part.zero_point)) == (2, 12, 4, 3)
     values = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
