@@ -84,12 +84,12 @@ def test_plugins_are_listed(rules: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_hook_that_nothing_calls_is_listed(rules: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A misspelt optional hook would be silent otherwise."""
-    optional = "\n\n@mq.hookimpl(optionalhook=True)\ndef monoquant_register_kernels(device): ...\n"
+    optional = "\n\n@mq.hookimpl(optionalhook=True)\ndef monoquant_register_devices(device): ...\n"
     Path(rules).write_text(f"{PLUGIN}{optional}")
     assert cli.main(["plugins", "--plugin", rules]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "    monoquant_register_skip_rules",
-        "    monoquant_register_kernels (never called: this monoquant does not have it)",
+        "    monoquant_register_devices (never called: this monoquant does not have it)",
     ]
 
 

@@ -47,8 +47,9 @@ def linear(features: int = FEATURES, outputs: int = 48, bias: bool = True) -> nn
 
 
 def fit(model: nn.Module, batches: Any, algorithm: WeightAlgorithm | str = "auto", **options: Any) -> mq.QuantResult:
-    """Quantize with groups of 32, quietly, all layers."""
-    pack = mq.Int4PackPass(32, algorithm=algorithm, correct_bias=options.pop("correct_bias", True))
+    """Quantize with groups of 32, quietly, all layers; what is measured is what codes and biases do, and no kernel."""
+    correct_bias = options.pop("correct_bias", True)
+    pack = mq.Int4PackPass(32, algorithm=algorithm, correct_bias=correct_bias, exact=True)
     calibration = mq.CalibrationPass(batches, num_samples=10**6, **options)
     return mq.Quantizer([mq.SkipSelectionPass(), calibration, pack, mq.ValidationPass()]).run(model)
 
@@ -89,7 +90,7 @@ def noise(model: nn.Module, quantized: nn.Module, inputs: Tensor) -> float:
 
 
 def nearest(model: nn.Module) -> nn.Module:
-    return mq.Quantizer([mq.SkipSelectionPass(), mq.Int4PackPass(32)]).run(model).model
+    return mq.Quantizer([mq.SkipSelectionPass(), mq.Int4PackPass(32, exact=True)]).run(model).model
 
 
 def test_what_is_fitted_is_better_where_it_will_be_used() -> None:

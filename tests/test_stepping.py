@@ -187,7 +187,7 @@ class Outspoken(mq.Pass):
 
 def test_a_pass_that_the_caller_wrote_speaks_for_the_caller() -> None:
     """And not for monoquant, which says what its own passes in the same pipeline decide and find."""
-    passes = [mq.SkipSelectionPass(), Outspoken(), mq.Int4PackPass()]
+    passes = [mq.SkipSelectionPass(), Outspoken(), mq.Int4PackPass(exact=True)]
     report = mq.Quantizer(passes).run(build()).report
     assert [(record.layer, record.origin.name) for record in report.layers] == [("0", "caller"), ("2", "monoquant")]
     assert [(finding.code, finding.origin.name) for finding in report.findings] == [("seen", "caller")]

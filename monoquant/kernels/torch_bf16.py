@@ -42,11 +42,14 @@ class TorchBf16(ProductKernel):
         return None
 
     def derive(self, codes: Codes, product: Product) -> tuple[Tensor, ...]:
-        blocks = [_packed(codes, slice(start, start + _BLOCK)) for start in range(0, codes.rows, _BLOCK)]
+        # Filled in place: small results kept between large temporaries would fragment the heap by tens of MiB.
+        packed = torch.empty(_rounded_up(codes.rows), _padded_columns(codes) // 2, dtype=torch.uint8)
+        for start in range(0, codes.rows, _BLOCK):
+            packed[start : start + _BLOCK] = _packed(codes, slice(start, start + _BLOCK))
         scale = _by_group(codes.scale.float())
         # The operator's zero is the value of code 8.
         middle = _by_group((8 - torch.as_tensor(zero_points(codes)).float()) * codes.scale.float())
-        return torch.cat(blocks), torch.stack([scale, middle], dim=-1).to(torch.bfloat16)
+        return packed, torch.stack([scale, middle], dim=-1).to(torch.bfloat16)
 
     def multiply(self, inputs: Tensor, codes: Codes, derived: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
         if not 0 < inputs.shape[0] < _FEWER_INPUTS:
@@ -59,6 +62,10 @@ class TorchBf16(ProductKernel):
         if output.dtype != inputs.dtype:
             output = output.to(inputs.dtype)
         return output if bias is None else output.add_(bias.to(inputs.dtype))
+
+
+def _rounded_up(rows: int) -> int:
+    return rows + -rows % _BLOCK
 
 
 def _padded_columns(codes: Codes) -> int:

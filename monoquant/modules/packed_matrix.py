@@ -277,9 +277,9 @@ class PackedMatrix(PackedWeight):
         """
         if _wants_plain_operators(input):
             return functional.linear(input, self.dequantized_rows(slice(None)), bias)
-        given, output_dtype = input, input.dtype
-        if torch.is_autocast_enabled(input.device.type):
-            given, output_dtype = input.to(self.dtype), torch.get_autocast_dtype(input.device.type)
+        given, output_dtype, device = input, input.dtype, input.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            given, output_dtype = input.to(self.dtype), torch.get_autocast_dtype(device)
         if given.dtype != self.dtype or given.shape[-1] != self.columns:
             raise InputError(
                 f"input of shape {tuple(input.shape)} and dtype {input.dtype}: this layer takes {self.columns} input "

@@ -66,6 +66,8 @@ def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
     """
     if not packed.numel():
         return packed.new_empty(*packed.shape[:-1], count)
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # TorchScript has no views of another dtype
+        return torch.stack([packed & 0x0F, packed >> 4], dim=-1).flatten(-2)[..., :count]
     both = packed.to(torch.int16, memory_format=torch.contiguous_format)
     first, second = (both, both << 4) if _LOW_BYTE_FIRST else (both << 8, both >> 4)
     return ((first | second) & 0x0F0F).view(torch.uint8)[..., :count]

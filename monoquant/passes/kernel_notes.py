@@ -37,5 +37,6 @@ def _note(kernel: ProductKernel, matrices: list[PackedMatrix]) -> Finding | None
         facts.append(f"it keeps {format_bytes(kept)} in memory beside the packed weights")
     if not facts:
         return None
-    message = f"Kernel {kernel.name} multiplies {len(matrices)} weights: {', and '.join(facts)}."
+    count = f"{len(matrices)} weight{'s' if len(matrices) > 1 else ''}"
+    message = f"Kernel {kernel.name} multiplies {count}: {', and '.join(facts)}."
     return Finding("kernel", Severity.INFO, message, None, "exact=True does without it.")

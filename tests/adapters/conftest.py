@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import monoquant as mq
+from monoquant.kernels.choice import Offer
+from monoquant.modules.kernel_compute import choose_kernels
 from monoquant.testing.zoo import Specimen, specimens
 from monoquant.testing.zoo import specimen as named
 
@@ -56,6 +59,19 @@ def precision(request: pytest.FixtureRequest) -> str:
 def result(specimen: Specimen, precision: str) -> mq.QuantResult:
     """A specimen in a precision; not to be changed."""
     return quantized(specimen.name, precision)
+
+
+@functools.cache
+def _exact(name: str, precision: str) -> nn.Module:
+    model = copy.deepcopy(quantized(name, precision).model)
+    choose_kernels(model, Offer(exact=True))
+    return model
+
+
+@pytest.fixture
+def exact_model(specimen: Specimen, precision: str) -> nn.Module:
+    """The model of the result, multiplied by kernels as exact as float32 products; not to be changed."""
+    return _exact(specimen.name, precision)
 
 
 @pytest.fixture

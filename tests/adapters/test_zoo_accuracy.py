@@ -87,8 +87,11 @@ def is_fitted(record: mq.LayerReport) -> bool:
 
 
 @torch.no_grad()
-def test_outputs_lose_what_the_report_says(specimen: Specimen, result: mq.QuantResult) -> None:
-    """Of each layer, on the inputs that the float model gives it, with what its bias makes up for."""
+def test_outputs_lose_what_the_report_says(specimen: Specimen, result: mq.QuantResult, exact_model: nn.Module) -> None:
+    """Of each layer, on the inputs that the float model gives it, with what its bias makes up for.
+
+    The report tells what the codes lose; what an approximate kernel adds is told with the kernel.
+    """
     for record in result.report.by_action(mq.Action.QUANTIZE):
         module = specimen.build().get_submodule(record.layer)
         if isinstance(module, NEVER_CALLED):
@@ -97,7 +100,7 @@ def test_outputs_lose_what_the_report_says(specimen: Specimen, result: mq.QuantR
         where = record.layer.rpartition(".")[0] if is_read_by_attention(module) else record.layer
         calls = recorded_calls(specimen.build(), where, measured_part(specimen, result))
         if is_product(module):
-            float_model, packed_model = specimen.build(), copy.deepcopy(result.model)
+            float_model, packed_model = specimen.build(), copy.deepcopy(exact_model)
             one, other = (model.get_submodule(where)._parameters.get("bias") for model in (float_model, packed_model))
             if one is not None and other is not None:
                 other.sub_(one.clone())

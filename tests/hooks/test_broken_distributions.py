@@ -25,7 +25,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "empty": (IMPORT, {}),
     "class": ("class Plugin:\n    pass\n", {"attribute": ":Plugin"}),
     "typo": (HOOK.replace("skip_rules", "skip_rule") + "return []", {}),
-    "newer": (IMPORT + "@mq.hookimpl\ndef monoquant_register_kernels(device):\n    return []", {}),
+    "newer": (IMPORT + "@mq.hookimpl\ndef monoquant_register_devices(device):\n    return []", {}),
     "marker": ("def monoquant_register_skip_rules(scheme):\n    return []", {}),
     "argument": (HOOK.replace("(scheme)", "(scheme, bits)") + "return []", {}),
     "keyword": (HOOK.replace("(scheme)", "(*, scheme)") + "return []", {}),
@@ -97,7 +97,7 @@ TEXTS: dict[str, str] = {
         f"monoquant, or mark the function with @monoquant.hookimpl(optionalhook=True); the hooks are {HOOKS}"
     ),
     "newer": (
-        f"plugin broken-newer 1.2: implements 'monoquant_register_kernels', which monoquant {mq.__version__} "
+        f"plugin broken-newer 1.2: implements 'monoquant_register_devices', which monoquant {mq.__version__} "
         "does not have; the plugin may be newer than this monoquant: upgrade monoquant, or mark the function "
         f"with @monoquant.hookimpl(optionalhook=True); the hooks are {HOOKS}"
     ),

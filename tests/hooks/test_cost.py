@@ -22,6 +22,7 @@ RUN = {
     "monoquant_register_algorithms",
     "monoquant_register_observers",
     "monoquant_register_passes",
+    "monoquant_register_kernels",
 }
 
 

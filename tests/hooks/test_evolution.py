@@ -120,7 +120,7 @@ class Newer:
     """A plugin for a monoquant that is not released yet, which also does what today's can use."""
 
     @mq.hookimpl(optionalhook=True)
-    def monoquant_register_kernels(self, device: str) -> list[str]:
+    def monoquant_register_devices(self, device: str) -> list[str]:
         raise AssertionError(device)
 
     @mq.hookimpl
@@ -133,7 +133,7 @@ def test_a_plugin_may_be_newer_if_it_says_so() -> None:
     assert rules_of(Newer()) == [mq.NameRule("newer")]
     (info,) = mq.list_plugins(mq.PluginManager([Newer()], discover=False))
     assert (info.status, info.hooks) == ("active", (RULES,))
-    assert info.unknown_hooks == ("monoquant_register_kernels",)
+    assert info.unknown_hooks == ("monoquant_register_devices",)
 
 
 def test_a_plugin_that_does_not_say_so_is_refused_with_versions() -> None:
@@ -141,11 +141,11 @@ def test_a_plugin_that_does_not_say_so_is_refused_with_versions() -> None:
 
     class Silent:
         @mq.hookimpl
-        def monoquant_register_kernels(self, device: str) -> list[str]:
+        def monoquant_register_devices(self, device: str) -> list[str]:
             return []
 
     expected = (
-        rf"^plugin Silent: implements 'monoquant_register_kernels', which monoquant {version('monoquant')} does not "
+        rf"^plugin Silent: implements 'monoquant_register_devices', which monoquant {version('monoquant')} does not "
         r"have; the plugin may be newer than this monoquant: upgrade monoquant, or mark .*\(optionalhook=True\)"
     )
     with pytest.raises(mq.PluginError, match=expected):
@@ -155,9 +155,9 @@ def test_a_plugin_that_does_not_say_so_is_refused_with_versions() -> None:
 def test_a_host_that_knows_the_hook_holds_it_to_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the hook exists, an optional implementation is one like any other."""
 
-    def monoquant_register_kernels(dtype: str) -> list[str]:
+    def monoquant_register_devices(dtype: str) -> list[str]:
         raise NotImplementedError
 
-    change_hook(monkeypatch, monoquant_register_kernels)
-    with pytest.raises(mq.PluginError, match="monoquant_register_kernels takes 'device', and the hook passes dtype"):
+    change_hook(monkeypatch, monoquant_register_devices)
+    with pytest.raises(mq.PluginError, match="monoquant_register_devices takes 'device', and the hook passes dtype"):
         rules_of(Newer())

@@ -7,14 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+from monoquant.errors import InputError
+from monoquant.kernels.portable import dequantized
 from monoquant.modules.linear import Int4Linear
 from monoquant.modules.packed_layer import PackedLayer
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.testing.strategies import schemes, weights
 from monoquant.values import PACKABLE_DTYPES, Scheme
+from tests.closeness import assert_product
 
 normal = settings(deadline=None, max_examples=100)
 INPUT_SHAPES = ((70,), (1, 70), (5, 70), (0, 70), (2, 0, 70), (3, 4, 70), (2, 3, 4, 70))
@@ -31,6 +34,11 @@ def packed_linear(
     return layer
 
 
+def multiplied(layer: Int4Linear) -> Tensor:
+    """The matrix that a layer multiplies with; its visible weight is this in the layer's dtype."""
+    return dequantized(layer.packed_weight.codes)
+
+
 def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
@@ -38,7 +46,7 @@ def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @normal
 @given(weight=weights(), scheme=schemes(bits=[4]), bias=st.booleans(), batch=st.integers(0, 5))
 def test_forward_is_linear_with_the_packed_weight(weight: torch.Tensor, scheme: Scheme, bias: bool, batch: int) -> None:
-    """Any weight in any dtype: the output is what F.linear makes of the visible weight and bias, to the bit."""
+    """Any weight in any dtype: the output is the product with the codes and the bias, summed in float32."""
     rows, columns = weight.shape
     layer = Int4Linear(columns, rows, bias, scheme, dtype=weight.dtype)
     layer.packed_weight.load_state_dict(PackedMatrix.pack(weight, scheme)[0].state_dict())
@@ -46,8 +54,7 @@ def test_forward_is_linear_with_the_packed_weight(weight: torch.Tensor, scheme: 
         nn.init.normal_(layer.bias)
     x = inputs(batch, columns, dtype=weight.dtype)
     output = layer(x)
-    assert output.shape == (batch, rows)
-    assert torch.equal(output, functional.linear(x, layer.weight, layer.bias))
+    assert_product(output, x, multiplied(layer), layer.bias)
     assert torch.equal(layer.weight, layer.packed_weight.dequantize())
 
 
@@ -59,9 +66,7 @@ def test_any_batch_shape(shape: tuple[int, ...], dtype: torch.dtype, bias: bool)
     layer = packed_linear(bias, dtype)
     x = inputs(*shape, dtype=dtype)
     output = layer(x)
-    assert output.dtype == dtype
-    assert output.shape == (*shape[:-1], 33)
-    assert torch.equal(output, functional.linear(x, layer.weight, layer.bias))
+    assert_product(output, x, multiplied(layer), layer.bias)
 
 
 def test_non_contiguous_inputs() -> None:
@@ -69,7 +74,7 @@ def test_non_contiguous_inputs() -> None:
     layer = packed_linear()
     for x in (inputs(70, 5).T, inputs(10, 140)[::2, ::2], inputs(1, 70).expand(6, 70), inputs(3, 70, 4).mT):
         assert not x.is_contiguous()
-        assert torch.equal(layer(x), functional.linear(x, layer.weight, layer.bias))
+        assert_product(layer(x), x, multiplied(layer), layer.bias)
 
 
 def test_input_can_be_given_by_name() -> None:
@@ -80,8 +85,14 @@ def test_input_can_be_given_by_name() -> None:
 
 def test_the_wrong_number_of_features_is_an_error() -> None:
     """An input that does not fit is refused, and not cut or padded like a ragged group."""
-    with pytest.raises(RuntimeError, match="shape"):
+    with pytest.raises(InputError, match=r"input of shape \(2, 69\) and dtype torch.float32: .* takes 70 .*float32"):
         packed_linear()(inputs(2, 69))
+
+
+def test_the_wrong_dtype_is_an_error() -> None:
+    """It is refused, as nn.Linear refuses it, and not rounded in silence."""
+    with pytest.raises(InputError, match=r"dtype torch.float64: .* takes 70 input features in torch.float32"):
+        packed_linear()(inputs(2, 70, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("bias", [True, False])

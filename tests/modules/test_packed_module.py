@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from monoquant.adapters.choice import BUILT_IN_ADAPTERS, Packable, examine, readable_weights
+from monoquant.kernels.portable import dequantized
 from monoquant.modules.half_weight import HalfWeight
 from monoquant.modules.linear import Int4Linear
 from monoquant.modules.packed_layer import PackedLayer
@@ -26,6 +27,7 @@ from monoquant.modules.packed_weight import PackedWeight
 from monoquant.modules.storage import pack_weight
 from monoquant.testing.strategies import schemes, weights
 from monoquant.values import INT8_SCHEME, AnyScheme, HalfScheme, Scheme
+from tests.closeness import assert_product
 
 INT4_SCHEME = Scheme(group_size=4)
 BUFFERS = ("qweight", "scale", "zero_point", "layout")
@@ -198,7 +200,8 @@ def test_becoming_keeps_function_and_identity(weight: torch.Tensor, scheme: Sche
     assert layer.packed_weight is matrix
     assert torch.equal(layer.weight, matrix.dequantize())
     x = torch.ones(2, weight.shape[1], dtype=weight.dtype)
-    assert torch.equal(layer(x), nn.functional.linear(x, matrix.dequantize(), bias))
+    exact = dequantized(matrix.codes) if isinstance(matrix, PackedMatrix) else matrix.dequantize()
+    assert_product(layer(x), x, exact, bias)
 
 
 def test_a_plain_linear_becomes_the_class_one_can_construct() -> None:

@@ -53,3 +53,13 @@ def test_all_bytes_unpack() -> None:
 def test_packed_size_rounds_up(count: int, size: int) -> None:
     """An odd code takes a byte of its own."""
     assert packed_size(count) == size
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("count", [1, 6, 7])
+def test_unpacking_can_be_traced(count: int) -> None:
+    """TorchScript has no views of another dtype."""
+    codes = torch.randint(0, 16, (3, count), dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
+    packed = pack_nibbles(codes)
+    traced = torch.jit.trace(lambda buffer: unpack_nibbles(buffer, count), packed)
+    assert torch.equal(traced(packed), codes)
