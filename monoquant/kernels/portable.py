@@ -86,6 +86,9 @@ def dequantized(codes: Codes, rows: slice | Tensor = slice(None)) -> Tensor:
     Returns:
         float32 ``[n, columns]``.
     """
+    if isinstance(rows, slice) and _runs_fbgemm(codes):
+        first, end, _ = rows.indices(codes.rows)
+        return _Unpacking(codes, end - first).rows(slice(first, end), centred=True)
     stored = select_rows(codes.qweight, rows)
     unpacked = unpack_nibbles(stored, codes.columns) if codes.is_int4 else stored
     return dequantize(unpacked, select_rows(codes.scale, rows), zero_points(codes, rows), codes.group_size)
@@ -131,6 +134,13 @@ def _tiles(codes: Codes, *, centred: bool) -> Iterator[tuple[slice, Tensor]]:
         yield rows, unpacking.rows(rows, centred=centred)
 
 
+def _runs_fbgemm(codes: Codes) -> bool:
+    """Whether to unpack by an operator that graphs, other devices and other kinds of tensors do not have."""
+    plain = type(codes.qweight) is Tensor and codes.qweight.is_cpu and _begins_at_bytes(codes)
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return plain and not traced and not torch._C._are_functorch_transforms_active()
+
+
 def _begins_at_bytes(codes: Codes) -> bool:
     return codes.is_int4 and codes.group_size % 2 == 0
 
@@ -149,9 +159,10 @@ class _Unpacking:
 
     def rows(self, rows: slice, *, centred: bool) -> Tensor:
         codes, count = self._codes, rows.stop - rows.start
-        whole, rest = divmod(codes.qweight.shape[1], codes.group_size // 2)
+        half = codes.group_size // 2
+        whole, rest = divmod(codes.qweight.shape[1], half)
         stored = codes.qweight[rows]
-        self._bytes[:count, :whole].copy_(stored[:, : whole * (codes.group_size // 2)].view(count, whole, -1))
+        self._bytes[:count, :whole].copy_(stored[:, : whole * half].view(count, whole, half))
         if rest:
             self._bytes[:count, whole, :rest].copy_(stored[:, -rest:])
         if self._scales_itself:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -100,7 +101,7 @@ class ValidationPass(Pass):
                 refresh(module)
             for layer in context.quantized_layers():
                 context.measurements[layer.name] = self._measure(layer.name, context)
-                failures += [(code, layer.name) for code in _failed_checks(context.packed[layer.name])]
+                failures += [(code, layer.name) for code in _failed_checks(layer.name, context)]
         if self.compare is not None:
             context.comparison = self.compare.run(context)
             context.report([self.compare.finding(context.comparison)])
@@ -187,12 +188,15 @@ def _not_replayed(layer: str, reason: str) -> Finding:
     return Finding("output-not-measured", Severity.INFO, message, layer, "Judge the whole model's output instead.")
 
 
-def _failed_checks(packed: PackedLayer) -> list[str]:
+def _failed_checks(layer: str, context: QuantContext) -> list[str]:
+    packed = context.packed[layer]
     weights = packed.weights
+    # A finite error of a finite weight leaves no other values to look for.
+    known_finite = math.isfinite(context.measurements[layer].weight.noise)
     outcomes = {
         CODES: all(packed.intended[name].holds(weight) for name, weight in weights.items()),
         SAVING: all(map(survives_saving, weights.values())),
-        RANGE: all(map(is_finite, weights.values())),
+        RANGE: known_finite or all(map(is_finite, weights.values())),
     }
     if uses_kernels(packed.mixin):
         outcomes[PRODUCT] = all(map(multiplies_as_it_should, weights.values()))
