@@ -166,7 +166,7 @@ class _Unpacking:
         if rest:
             self._bytes[:count, whole, :rest].copy_(stored[:, -rest:])
         if self._scales_itself:
-            self._scale[:count].copy_(codes.scale[rows].contiguous().view(torch.uint8).view(count, -1, 2))
+            self._scale[:count].copy_(codes.scale[rows].contiguous().unsqueeze(-1).view(torch.uint8))
         flat = torch.ops.quantized.embedding_bag_4bit_unpack(self._fed[:count].flatten(0, 1))
         values: Tensor = flat.view(count, codes.scale.shape[1], codes.group_size)
         if centred:
