@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from monoquant.container import write_container
 from monoquant.numerics import grouping
 from monoquant.numerics.memory import byte_view
 from monoquant.streaming import reading, run
+from monoquant.streaming.target import TensorTarget
 
 QUIET: dict[str, Any] = {"accuracy_warning": "ignore", "plugins": False}
 FLOATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -222,3 +224,20 @@ def test_progress_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert not capsys.readouterr().err
     mq.quantize_file(source, target, progress=True, **QUIET)
     assert "quantizing: 0 of 0 MiB" in capsys.readouterr().err
+
+
+def test_a_slow_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is overwritten in memory that is still to be written to the disk."""
+    source, target = tmp_path / "float.safetensors", tmp_path / "packed.safetensors"
+    kept = torch.randn(64, 100)
+    write_container(source, {"a.weight": torch.randn(64, 100), "embed.weight": kept}, {})
+    write = TensorTarget._write
+
+    def slowly(self: TensorTarget, pieces: Any) -> None:
+        time.sleep(0.01)
+        write(self, pieces)
+
+    with small_blocks(400, 800):
+        expected = outcome(lambda: mq.save(mq.quantize(source, **QUIET), target, plugins=False), target)
+        monkeypatch.setattr(TensorTarget, "_write", slowly)
+        assert outcome(lambda: mq.quantize_file(source, target, **QUIET), target) == expected
