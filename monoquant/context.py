@@ -41,6 +41,8 @@ class QuantContext(ModelView):
         layers: Every module that owns parameters. (set by Quantizer; read by all passes)
         registry: Rules, checks and adapters, with their origins. (set by Quantizer; read by SkipSelectionPass, packing
             passes and AccuracyWarningPass)
+        magnitudes: Largest absolute values of weights on the meta device, by layer and weight, where they are known.
+            (set by whoever plans for a file; read by packing passes)
         plan: Decisions by layer name; use :meth:`decide`. (written in the plan phase by SkipSelectionPass and packing
             passes; read by all passes)
         targets: Layers that a rule reduces less than the others; use :meth:`redirect`. (written in the plan phase by

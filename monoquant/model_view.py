@@ -52,7 +52,7 @@ class ModelView:
     plan: dict[str, Decision] = attrs.field(factory=dict, init=False, metadata=written("any"))
     packed: dict[str, PackedLayer] = attrs.field(factory=dict, init=False, metadata=written("run", "PackPass"))
     rescaling: Rescaling = attrs.field(factory=Rescaling, init=False, metadata=written("run", "Int4PackPass"))
-    magnitudes: Mapping[tuple[str, str], float] = attrs.field(factory=dict, kw_only=True)
+    magnitudes: Mapping[tuple[str, str], float] = attrs.field(factory=dict, kw_only=True, metadata=written("no phase"))
     _replaced_weights: dict[tuple[str, str], Tensor] = attrs.field(factory=dict, init=False, metadata=written("any"))
     _examined: dict[str, Packable | Obstacle] = attrs.field(factory=dict, init=False)
     _readable: dict[str, dict[str, Tensor]] = attrs.field(factory=dict, init=False)
