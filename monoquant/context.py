@@ -42,7 +42,7 @@ class QuantContext(ModelView):
         registry: Rules, checks and adapters, with their origins. (set by Quantizer; read by SkipSelectionPass, packing
             passes and AccuracyWarningPass)
         magnitudes: Largest absolute values of weights on the meta device, by layer and weight, where they are known.
-            (set by Quantizer; read by HalfCastPass)
+            (set by Quantizer; read by packing passes)
         plan: Decisions by layer name; use :meth:`decide`. (written in the plan phase by SkipSelectionPass and packing
             passes; read by all passes)
         targets: Layers that a rule reduces less than the others; use :meth:`redirect`. (written in the plan phase by

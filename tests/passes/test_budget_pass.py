@@ -225,9 +225,9 @@ def test_no_weight_is_packed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[Any] = []
     pack = PackedMatrix.pack.__func__
 
-    def counting(kind: type[PackedMatrix], weight: Tensor, scheme: Any, form: Any = None) -> Any:
+    def counting(kind: type[PackedMatrix], weight: Tensor, scheme: Any, *more: Any) -> Any:
         packed.append(scheme)
-        return pack(kind, weight, scheme, form)
+        return pack(kind, weight, scheme, *more)
 
     monkeypatch.setattr(PackedMatrix, "pack", classmethod(counting))
     quantize(target_bits_per_weight=5.5)

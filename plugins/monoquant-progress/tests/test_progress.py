@@ -22,9 +22,9 @@ from monoquant_progress import PassProgress, plugin
 from monoquant_progress.display import RunningPasses
 
 ORIGIN = mq.Origin("monoquant-progress", version("monoquant-progress"))
-QUIET: dict[str, Any] = {"accuracy_warning": "ignore"}
+QUIET: dict[str, Any] = {"exact": True, "accuracy_warning": "ignore"}
 ALONE: dict[str, Any] = {**QUIET, "plugins": mq.PluginManager([plugin], discover=False)}
-"""Other plugins that happen to be installed have findings of their own."""
+"""Other plugins that happen to be installed have findings of their own, and kernels that round have one too."""
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -64,7 +64,7 @@ def build() -> nn.Module:
 
 def quantizer(*more: mq.Pass, watcher: PassProgress = plugin) -> mq.Quantizer:
     registry = mq.PluginManager([watcher], discover=False).registry(mq.Scheme())
-    return mq.Quantizer([mq.SkipSelectionPass(), mq.Int4PackPass(), *more], registry)
+    return mq.Quantizer([mq.SkipSelectionPass(), mq.Int4PackPass(exact=True), *more], registry)
 
 
 def test_every_pass_is_told() -> None:
