@@ -329,7 +329,7 @@ def test_a_kernel_that_rounds_otherwise_is_told(source: Path, target: Path) -> N
     """By the first rows of each weight."""
     quantizer = mq.Quantizer([mq.SkipSelectionPass.from_options(), mq.Int4PackPass(), mq.ValidationPass()])
     with TensorSource(source) as tensors, pytest.raises(mq.ValidationError) as caught:
-        quantize_stream(quantizer, tensors, target, rounding=Wrong())
+        quantize_stream(quantizer, tensors, target, kernels=[Wrong()])
     assert caught.value.layers == ("a", "b", "c")
     assert target.read_bytes() == OLD
 
