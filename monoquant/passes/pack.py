@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import attrs
@@ -27,8 +27,8 @@ from monoquant.passes.base import Pass
 from monoquant.passes.calibration import CalibrationPass
 from monoquant.passes.kernel_notes import notes_on_kernels
 from monoquant.passes.skip_selection import SkipSelectionPass
+from monoquant.passes.ties import follow, followers, sharing_in_another_layout, untied
 from monoquant.report.table import format_bytes
-from monoquant.source import own_parameters, tensor_identity
 from monoquant.values import Action, AnyScheme, Decision, Finding, Layer, Scheme, Severity
 
 Represent = Callable[[str, str, AnyScheme], Represented]
@@ -108,8 +108,8 @@ class PackPass(Pass):
                 self.declined(layer, outcome, context)
             else:
                 taken[layer.name] = outcome
-        for name, leader in _followers(self._open(context), taken, context).items():
-            _follow(name, leader, context)
+        for name, leader in followers(self._open(context), taken, context).items():
+            follow(name, leader, context)
             del taken[name]
         for layer in self._open(context):
             if layer.name in taken:
@@ -161,7 +161,7 @@ class PackPass(Pass):
         if meta:
             raise InputError(f"weights on the meta device: {quoted(meta)}; load real weights first", layers=meta)
         self.refuse_extremes([(layer, range_of(weight)) for layer, weight in weights])
-        context.report([_untied(name) for name in _sharing_in_another_layout(layers, context)])
+        context.report([untied(name) for name in sharing_in_another_layout(layers, context)])
 
     def refuse_extremes(self, ranges: Sequence[tuple[str, float]]) -> None:
         """Refuse weights that the scheme cannot hold; all layers at once.
@@ -340,74 +340,6 @@ def _written_by_owner(layer: Layer, packable: Packable, context: QuantContext) -
     message = f"Warning: {kind.__name__}.{writer} writes to a weight of layer {layer.name!r}; once packed, it cannot."
     remedy = "Merge its parts for good first, or keep the layer in float."
     return [Finding("written-by-owner", Severity.WARNING, message, layer.name, remedy)]
-
-
-def _followers(layers: Iterable[Layer], taken: Container[str], context: QuantContext) -> dict[str, str]:
-    """Layers that share a weight with one that will not be packed along with them, each with that one.
-
-    A follower is itself such a layer for others, so that all that hangs together by ties gets one answer.
-
-    Returns:
-        Leaders by follower, each follower behind the follower that leads it.
-    """
-    candidates = [layer for layer in layers if layer.name in taken]
-    held = {layer.name: _identities(layer.name, context) for layer in candidates}
-    followers: dict[str, str] = {}
-    while True:
-        packed = held.keys() - followers.keys()
-        found = {
-            layer.name: leader
-            for layer in candidates
-            if layer.name in packed and (leader := _leader(layer, packed, held, context)) is not None
-        }
-        if not found:
-            return followers
-        followers.update(found)
-
-
-def _identities(layer: str, context: QuantContext) -> set[tuple[object, ...]]:
-    return {tensor_identity(weight) for weight in context.readable_weights(layer, context.packable(layer).forms)}
-
-
-def _leader(
-    layer: Layer, packed: Container[str], held: Mapping[str, set[tuple[object, ...]]], context: QuantContext
-) -> str | None:
-    for other in layer.ties:
-        theirs = (tensor_identity(parameter) for parameter in own_parameters(context.module(other)).values())
-        if other not in packed and not held[layer.name].isdisjoint(theirs):
-            return other
-    return None
-
-
-def _follow(layer: str, leader: str, context: QuantContext) -> None:
-    tie = f"its weight is tied to {leader!r}"
-    decision = context.plan.get(leader)
-    if decision is not None and decision.action is Action.SKIP:
-        reason = f"{tie}, which stays in float: {decision.reason}"
-        context.decide(Decision(layer, Action.SKIP, reason, decision.rule, decision.origin))
-        return
-    because = decision.reason if decision is not None else context.obstacles[leader].reason
-    remedy = "untie them, at the price of a second copy"
-    context.decline(layer, Obstacle(f"{tie}, which cannot be packed: {because}", remedy))
-
-
-def _sharing_in_another_layout(layers: list[str], context: QuantContext) -> list[str]:
-    """Layers with a weight that is the same elements as another parameter, seen in another shape or order."""
-    views: dict[int, set[tuple[object, ...]]] = {}
-    for parameter in context.model.parameters():
-        if parameter.layout == torch.strided:
-            views.setdefault(parameter.data_ptr(), set()).add(tensor_identity(parameter))
-    weights = (
-        (layer, context.original_weight(layer, name)) for layer in layers for name in context.weight_names(layer)
-    )
-    found = [layer for layer, weight in weights if len(views.get(weight.data_ptr(), ())) > 1]
-    return list(dict.fromkeys(found))
-
-
-def _untied(layer: str) -> Finding:
-    message = f"Warning: the weight of layer {layer!r} shares memory with another parameter in another layout."
-    remedy = "The packed weight is one of its own: the tie ends, and no memory is shared."
-    return Finding("untied", Severity.WARNING, message, layer, remedy)
 
 
 def _underflow(layer: str, packed: PackedWeight) -> list[Finding]:
