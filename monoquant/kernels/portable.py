@@ -55,8 +55,9 @@ def multiply_tiles(inputs: Tensor, codes: Codes, bias: Tensor | None, *, centred
     Returns:
         float32 ``[n, rows]``.
     """
-    centred = centred or codes.zero_point is None or not _begins_at_bytes(codes)
-    if centred and codes.rows * codes.columns <= TILE_ELEMENTS:
+    is_one_tile = codes.rows * codes.columns <= TILE_ELEMENTS
+    centred = centred or codes.zero_point is None or not _begins_at_bytes(codes) or is_one_tile
+    if is_one_tile:
         ((_, weight),) = _tiles(codes, centred=True)
         return functional.linear(inputs, weight, None if bias is None else bias.float())
     start = torch.zeros(codes.rows) if bias is None else bias.float()
