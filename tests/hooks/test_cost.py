@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import sys
 from collections import Counter
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import monoquant as mq
 from monoquant.hooks import specs
 
+MOST_CALLS = 1500
 PASSES = 8
 """Of a calibrated INT4 run: selection, calibration, INT4, INT8, two of 16 bits, validation, the quality gate."""
 RUN = {
@@ -88,24 +89,23 @@ def test_each_hook_is_called_once_per_run(layers: int) -> None:
     assert plugin.calls == before
 
 
-def test_hooks_cost_less_than_a_millisecond() -> None:
-    """All calls of one run together, on an idle machine; the best of ten runs, since machines are busy."""
-    spent: list[float] = []
+def test_hooks_cost_a_thousand_calls() -> None:
+    """All of one run together, some .25 ms: counted in calls of Python functions, which no busy machine changes."""
+    manager = mq.PluginManager([Counting()], discover=False)
+    manager.registry(mq.Scheme())  # tries kernels that it sees for the first time
+    calls = 0
 
-    class Timed(mq.PluginManager):
-        def registry(self, scheme: Any) -> mq.Registry:
-            start = time.perf_counter()
-            found = super().registry(scheme)
-            self.seconds = time.perf_counter() - start
-            return found
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
 
-    for _ in range(10):
-        manager = Timed([Counting()], discover=False)
+    sys.setprofile(count)
+    try:
         registry = manager.registry(mq.Scheme())
-        start = time.perf_counter()
         for watcher in registry.watchers:
             for _pass in range(8):
                 watcher.value.before(None, None)
                 watcher.value.after(None, None, None)
-        spent.append(manager.seconds + time.perf_counter() - start)
-    assert min(spent) < 1e-3
+    finally:
+        sys.setprofile(None)
+    assert 0 < calls < MOST_CALLS
