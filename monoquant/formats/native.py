@@ -149,7 +149,8 @@ def _forms(record: LayerReport, special: Mapping[str, MatrixForm]) -> dict[str, 
 
 def _special_forms(result: QuantResult) -> dict[str, MatrixForm]:
     """Forms by full parameter name, where they are not the plain one of the record's shape."""
-    plain = {record.layer: MatrixForm.rows_first(record.shape) for record in result.report.layers}
+    records = result.report.by_action(Action.QUANTIZE)  # others may hold a lone number, which is no matrix
+    plain = {record.layer: MatrixForm.rows_first(record.shape) for record in records}
     modules = {name: module for name, module in result.model.named_modules() if isinstance(module, PackedModule)}
     forms = {(name, key): weight.form for name, one in modules.items() for key, weight in one.packed_weights().items()}
     return {joined(name, key): form for (name, key), form in forms.items() if form != plain.get(name)}

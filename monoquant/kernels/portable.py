@@ -60,7 +60,7 @@ def multiply_tiles(inputs: Tensor, codes: Codes, bias: Tensor | None, *, centred
     if is_one_tile:
         ((_, weight),) = _tiles(codes, centred=True)
         return functional.linear(inputs, weight, None if bias is None else bias.float())
-    start = torch.zeros(codes.rows) if bias is None else bias.float()
+    start = inputs.new_zeros(codes.rows) if bias is None else bias.float()
     if centred:
         output = start.expand(len(inputs), -1)
     else:
@@ -151,12 +151,12 @@ class _Unpacking:
 
     def __init__(self, codes: Codes, most_rows: int) -> None:
         self._codes, half = codes, codes.group_size // 2
-        self._fed = torch.zeros(most_rows, codes.scale.shape[1], half + 4, dtype=torch.uint8)
+        self._fed = codes.qweight.new_zeros(most_rows, codes.scale.shape[1], half + 4)
         self._bytes, self._scale = self._fed[:, :, :half], self._fed[:, :, half : half + 2]
         # Other dtypes would not fit float16 without a loss: their groups are unpacked as they are, and scaled here.
         self._scales_itself = codes.scale.dtype == torch.float16
         if not self._scales_itself:
-            self._scale.copy_(torch.ones(1, dtype=torch.float16).view(torch.uint8))
+            self._scale.copy_(codes.scale.new_ones(1, dtype=torch.float16).view(torch.uint8))
 
     def rows(self, rows: slice, *, centred: bool) -> Tensor:
         codes, count = self._codes, rows.stop - rows.start

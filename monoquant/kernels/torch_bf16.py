@@ -43,12 +43,14 @@ class TorchBf16(ProductKernel):
 
     def derive(self, codes: Codes, product: Product) -> tuple[Tensor, ...]:
         # Filled in place: small results kept between large temporaries would fragment the heap by tens of MiB.
-        packed = torch.empty(_rounded_up(codes.rows), _padded_columns(codes) // 2, dtype=torch.uint8)
+        packed = codes.qweight.new_empty(_rounded_up(codes.rows), _padded_columns(codes) // 2)
         for start in range(0, codes.rows, _BLOCK):
             packed[start : start + _BLOCK] = _packed(codes, slice(start, start + _BLOCK))
         scale = _by_group(codes.scale.float())
         # The operator's zero is the value of code 8.
-        middle = _by_group((8 - torch.as_tensor(zero_points(codes)).float()) * codes.scale.float())
+        middle = _by_group(
+            (8 - torch.as_tensor(zero_points(codes), device=codes.scale.device).float()) * codes.scale.float()
+        )
         return packed, torch.stack([scale, middle], dim=-1).to(torch.bfloat16)
 
     def multiply(self, inputs: Tensor, codes: Codes, derived: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:

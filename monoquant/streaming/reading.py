@@ -35,7 +35,7 @@ class BlockReader:
         self._shows_line = progress is True
         self._show = progress if callable(progress) else _write_line
         self._is_silent = progress is False
-        self._buffers = [torch.empty(BLOCK_BYTES, dtype=torch.uint8) for _ in range(2)]
+        self._buffers = [torch.empty(BLOCK_BYTES, dtype=torch.uint8, device="cpu") for _ in range(2)]
 
     def blocks(self, stored: Stored) -> Iterator[Tensor]:
         """All bytes of a tensor.
@@ -61,7 +61,7 @@ class BlockReader:
             ``[n, columns]`` in the tensor's dtype.
         """
         if not lies_by_rows(form):
-            whole = torch.empty(form.shape, dtype=stored.dtype)
+            whole = torch.empty(form.shape, dtype=stored.dtype, device="cpu")
             self.source.read(stored, 0, whole)
             self._count(stored.size)
             yield from torch.split(form.to_matrix(whole), at_once)
@@ -97,7 +97,7 @@ class BlockReader:
     def _read(self, stored: Stored, start: int, size: int) -> Tensor:
         self._buffers.reverse()
         if size > len(self._buffers[0]):
-            self._buffers[0] = torch.empty(size, dtype=torch.uint8)
+            self._buffers[0] = torch.empty(size, dtype=torch.uint8, device="cpu")
         block = self._buffers[0][:size]
         self.source.read(stored, start, block)
         self._count(size)

@@ -137,7 +137,8 @@ def _pack(
     packer = packer_of(form.rows, form.columns, weight.scheme, stored.dtype, kernels)
     for values in reader.rows(stored, form, packer.rows_at_once):
         target.write([(weight.prefix + name, piece) for name, piece in packer.pack(values)])
-    target.write([(f"{weight.prefix}layout", torch.tensor(weight.empty.layout_values(), dtype=torch.int32))])
+    layout = torch.tensor(weight.empty.layout_values(), dtype=torch.int32, device="cpu")
+    target.write([(f"{weight.prefix}layout", layout)])
     return packer
 
 

@@ -35,7 +35,7 @@ class TensorTarget:
         self._states = {name: begun_hash(name, slot.dtype, slot.shape) for name, slot in slots.items()}
         self._worker = ThreadPoolExecutor(1, "monoquant-writer")
         self._pending: Future[None] | None = None
-        self._seen = torch.empty(0, dtype=torch.uint8)
+        self._seen = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def __enter__(self) -> TensorTarget:
         return self
@@ -98,7 +98,7 @@ class TensorTarget:
     def _require_held(self, name: str, place: int, tensor: Tensor) -> None:
         given = tensor.reshape(-1).view(torch.uint8)
         if len(self._seen) < len(given):
-            self._seen = torch.empty(len(given), dtype=torch.uint8)
+            self._seen = torch.empty(len(given), dtype=torch.uint8, device="cpu")
         seen = self._seen[: len(given)]
         self._file.seek(place)
         if self._file.readinto(byte_view(seen)) != len(given) or not torch.equal(seen, given):  # type: ignore[attr-defined]

@@ -47,6 +47,26 @@ def test_round_trip_is_bit_equal(
     assert torch.equal(loaded.eval()(tokens[0]), result.model.eval()(tokens[0]))
 
 
+class Scaled(nn.Module):
+    """Has a lone number, as models of text and images have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(64, 32)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x) * self.logit_scale.exp()
+
+
+def test_a_module_whose_only_parameter_is_a_number(tmp_path: Path) -> None:
+    """It is no matrix, and nobody takes it for one."""
+    result, path = saved(Scaled(), tmp_path)
+    loaded = mq.load(path, Scaled())
+    inputs = torch.ones(2, 64)
+    assert torch.equal(loaded(inputs), result.model(inputs))
+
+
 def test_load_in_another_process(tmp_path: Path) -> None:
     """The file alone carries the model to a new process."""
     model = nn.Sequential(nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 32))

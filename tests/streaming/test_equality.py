@@ -37,6 +37,7 @@ SHAPES = {
     "norm.weight": st.tuples(st.integers(1, 40)),
     "a.bias": st.tuples(st.integers(0, 9)),
     "top": st.tuples(st.integers(2, 3), st.integers(300, 400)),
+    "head.logit_scale": st.just(()),
 }
 SCHEMES = [
     {},
