@@ -17,6 +17,7 @@ struct PanelInt8 {
     static constexpr int kUnitColumns = GRAIN > kBlockColumns ? GRAIN : kBlockColumns;
     static constexpr float kOffsetFactor = kWidestGrain;
     static constexpr int64_t kChunkColumns = 1024;  // of a panel: half of a first-level cache
+    static int64_t chunk_columns(int64_t) { return kChunkColumns; }
 
     static int tile_at(int64_t left) { return even_tile(left, kTile); }
 
