@@ -51,22 +51,26 @@ struct PanelFloat {
     static constexpr int64_t kTableFloats = kChunkColumns / GRAIN * kRows;
     static int64_t panel_bytes(const Layout &) { return (kChunkColumns * kRows + 2 * kTableFloats) * sizeof(float); }
 
-    static void prepare(const Layout &, const WeightBlock &block, int64_t n, int64_t first, int64_t end, char *panel) {
+    static void prepare(const Layout &layout, const WeightBlock &block, int64_t n, int64_t first, int64_t end,
+                        char *panel) {
         float *values = reinterpret_cast<float *>(panel), *scale = values + kChunkColumns * kRows;
         gather_tables<kRows, GRAIN>(block, n, first, end, scale, scale + kTableFloats);
         for (int64_t column = first; column < end; column += kBlockColumns) {
             for (int v = 0; v < kVectors; ++v) {
                 const int64_t grain = (column - first) / GRAIN * kRows + v * Simd::kLanes;
-                dequantize_block(block, n + v * Simd::kLanes, column, scale + grain,
+                dequantize_block(layout, block, n + v * Simd::kLanes, column, scale + grain,
                                  values + (column - first) * kRows + v * Simd::kLanes);
             }
         }
     }
 
-    static void dequantize_block(const WeightBlock &block, int64_t n, int64_t column, const float *scale, float *to) {
+    static void dequantize_block(const Layout &layout, const WeightBlock &block, int64_t n, int64_t column,
+                                 const float *scale, float *to) {
         typename Simd::Bytes codes[Simd::kLanes];
         for (int i = 0; i < Simd::kLanes; ++i) {
-            codes[i] = Simd::load_bytes(block.codes[block.clamp(n + i)] + column / 2);
+            const uint8_t *from = block.codes[block.clamp(n + i)] + column / 2;
+            prefetch_rows(layout, from, kRows);
+            codes[i] = Simd::load_bytes(from);
         }
         Simd::transpose(codes);
         constexpr int kLanesPerGrain = GRAIN / 8 < Simd::kLanes ? GRAIN / 8 : Simd::kLanes;

@@ -73,8 +73,8 @@ inline void repeat_for_grains(const Layout &layout, int64_t rows, float *values)
     }
 }
 
-// [rows, entries]: the scale of each grain, and offset = -zero_point * scale * factor, or zero_point itself if the factor
-// is 0; zeros past the last group.
+// [rows, entries]: the scale of each grain, and offset = -zero_point * scale * factor, or zero_point itself if the
+// factor is 0; zeros past the last group.
 template <class Simd>
 inline void load_tables(const mq_matrix &weight, const Layout &layout, int64_t first, int64_t rows, float factor,
                         float *scale, float *offset) {

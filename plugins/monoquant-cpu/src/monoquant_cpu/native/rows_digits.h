@@ -1,12 +1,12 @@
 // Products of few rows of x, written as integers with one scale per grain: the codes of w are used as they are read.
 //
 // With one digit, x is rounded to 8 bits. With three, to 24 bits: x = scale * (d0 * 256^2 + d1 * 256 + d2), as exact as
-// float32, and the product is that of three rows of 8 bits, which takes less than half as long as unpacking w to floats.
+// float32, and the product is that of three rows of 8 bits: for few rows, that is faster than unpacking w to floats.
 //
 // With codes q and zero_point z of w, integers c and scale s of x, each grain adds
 //     scale * s * (sum(q * c) - z * sum(c))
-// The first sum is exact. The second one is subtracted lane by lane before any rounding: where all x have the same sign,
-// both are much larger than their difference.
+// The first sum is exact. The second one is subtracted lane by lane before any rounding: where all x have the same
+// sign, both are much larger than their difference.
 #pragma once
 #include "activations.h"
 #include "weight_block.h"
@@ -109,8 +109,8 @@ struct RowsDigits {
         constexpr int ROWS = COUNT == 1 && !kExact ? 4 : 2;
         const Tile x(layout, packed, COUNT);
         Floats total[COUNT][kRows];
-        const int rows = block.rows - n < kRows ? static_cast<int>(block.rows - n) : kRows;
-        for (int row = 0; row < rows; row += ROWS) {
+        const int64_t left = round_up(block.rows - n, 4), rows = left < kRows ? left : kRows;
+        for (int64_t row = 0; row < rows; row += ROWS) {
             const auto w = WeightRows<ROWS>::of(block, n + row);
             Floats sum[COUNT][ROWS];
             for (int m = 0; m < COUNT; ++m) {
@@ -121,19 +121,16 @@ struct RowsDigits {
                 for (int i = 0; i < ROWS; ++i) total[m][row + i] = sum[m][i];
             }
         }
-        for (int m = 0; m < COUNT; ++m, sums += kRows) finish(total[m], rows, kExact ? x.power[m] : 1, first == 0, sums);
+        for (int m = 0; m < COUNT; ++m) finish(total[m], rows, x.power[m], first == 0, sums + m * kRows);
     }
 
     // Sums of lanes, four vectors at a time.
-    static void finish(const Floats (&total)[kRows], int rows, float power, bool is_first, float *sums) {
-        for (int row = 0; row < rows; row += 4) {
+    static void finish(const Floats (&total)[kRows], int64_t rows, float power, bool is_first, float *sums) {
+        for (int64_t row = 0; row < rows; row += 4) {
             const Floats four[4] = {total[row], total[row + 1], total[row + 2], total[row + 3]};
             float lanes[4];
             Simd::lane_sums(four, lanes);
-            for (int n = 0; n < 4; ++n) {
-                const float sum = kExact ? lanes[n] * power : lanes[n];
-                sums[row + n] = is_first ? sum : sums[row + n] + sum;
-            }
+            for (int n = 0; n < 4; ++n) sums[row + n] = lanes[n] * power + (is_first ? 0 : sums[row + n]);
         }
     }
 
@@ -147,7 +144,7 @@ struct RowsDigits {
             Bytes low[ROWS], high[ROWS];
             for (int n = 0; n < ROWS; ++n) {
                 const uint8_t *codes = w.codes[n] + (u * kBlocks + b) * Simd::kBytes;
-                if (!kExact && b == 0) prefetch(codes);
+                if (b == 0) prefetch(codes);
                 high[n] = Simd::load_bytes(codes);
                 low[n] = Simd::low_nibbles(high[n]);
             }
@@ -163,7 +160,9 @@ struct RowsDigits {
         Bytes codes[2 * kBlocks][ROWS];
         for (int b = 0; b < kBlocks; ++b) {
             for (int n = 0; n < ROWS; ++n) {
-                const Bytes both = Simd::load_bytes(w.codes[n] + (u * kBlocks + b) * Simd::kBytes);
+                const uint8_t *from = w.codes[n] + (u * kBlocks + b) * Simd::kBytes;
+                if (b == 0) prefetch(from);
+                const Bytes both = Simd::load_bytes(from);
                 codes[2 * b][n] = Simd::low_nibbles(both);
                 codes[2 * b + 1][n] = Simd::high_nibbles(both);
             }

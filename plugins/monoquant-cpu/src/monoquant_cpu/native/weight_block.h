@@ -54,6 +54,11 @@ struct WeightRows {
 // Rows are short and the processor's own prefetching starts anew with each: ask for codes two pages ahead.
 inline void prefetch(const uint8_t *codes) { __builtin_prefetch(codes + 8192); }
 
+// The same columns of the rows that come `rows` later. To the second-level cache: a panel is used before the next one.
+inline void prefetch_rows(const Layout &layout, const uint8_t *codes, int64_t rows) {
+    __builtin_prefetch(codes + rows * layout.columns / 2, 0, 2);
+}
+
 // Scales and offsets of the grains of columns first .. end - 1, for ROWS rows side by side: [grains, ROWS].
 template <int ROWS, int GRAIN>
 inline void gather_tables(const WeightBlock &block, int64_t n, int64_t first, int64_t end, float *scale,
