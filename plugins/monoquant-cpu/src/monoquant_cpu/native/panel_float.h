@@ -1,9 +1,31 @@
 // Products of many rows of float32 activations: panels of rows of w are dequantized, column by column, and multiplied
-// as floats. How a lane of codes becomes floats is told in rows_float.h.
+// as floats.
+//
+// A 32-bit lane of a block holds eight columns, four of which are reached without a shift: nibble I of the lower half
+// is q * 16^I, so scale / 16^I turns it into q * scale. One fused multiply-add makes (q - zero_point) * scale of it,
+// exactly if the scale is float16 or bfloat16 (zero_point * scale has at most 15 bits).
 #pragma once
-#include "rows_float.h"
+#include "weight_block.h"
 
 namespace {
+
+template <class Simd>
+struct Steps {
+    using Floats = typename Simd::Floats;
+    Floats scale[4], offset;
+
+    static Steps of(Floats scale, Floats offset) {
+        const Floats down = Simd::set(1.0f / 16);
+        Steps steps = {{scale}, offset};
+        for (int i = 1; i < 4; ++i) steps.scale[i] = Simd::multiply(steps.scale[i - 1], down);
+        return steps;
+    }
+
+    template <int I>
+    Floats dequantize(typename Simd::Bytes codes) const {
+        return Simd::multiply_add(Simd::template nibble<I>(codes), scale[I], offset);
+    }
+};
 
 template <class Simd, int GRAIN>
 struct PanelFloat {
@@ -13,6 +35,7 @@ struct PanelFloat {
     static constexpr int kUnitColumns = GRAIN > kBlockColumns ? GRAIN : kBlockColumns;
     static constexpr float kOffsetFactor = 1;
     static constexpr int64_t kChunkColumns = 256;  // of a panel: half of a first-level cache
+    static int64_t chunk_columns(int64_t) { return kChunkColumns; }
 
     static int tile_at(int64_t left) { return even_tile(left, kTile); }
 
@@ -28,22 +51,26 @@ struct PanelFloat {
     static constexpr int64_t kTableFloats = kChunkColumns / GRAIN * kRows;
     static int64_t panel_bytes(const Layout &) { return (kChunkColumns * kRows + 2 * kTableFloats) * sizeof(float); }
 
-    static void prepare(const Layout &, const WeightBlock &block, int64_t n, int64_t first, int64_t end, char *panel) {
+    static void prepare(const Layout &layout, const WeightBlock &block, int64_t n, int64_t first, int64_t end,
+                        char *panel) {
         float *values = reinterpret_cast<float *>(panel), *scale = values + kChunkColumns * kRows;
         gather_tables<kRows, GRAIN>(block, n, first, end, scale, scale + kTableFloats);
         for (int64_t column = first; column < end; column += kBlockColumns) {
             for (int v = 0; v < kVectors; ++v) {
                 const int64_t grain = (column - first) / GRAIN * kRows + v * Simd::kLanes;
-                dequantize_block(block, n + v * Simd::kLanes, column, scale + grain,
+                dequantize_block(layout, block, n + v * Simd::kLanes, column, scale + grain,
                                  values + (column - first) * kRows + v * Simd::kLanes);
             }
         }
     }
 
-    static void dequantize_block(const WeightBlock &block, int64_t n, int64_t column, const float *scale, float *to) {
+    static void dequantize_block(const Layout &layout, const WeightBlock &block, int64_t n, int64_t column,
+                                 const float *scale, float *to) {
         typename Simd::Bytes codes[Simd::kLanes];
         for (int i = 0; i < Simd::kLanes; ++i) {
-            codes[i] = Simd::load_bytes(block.codes[block.clamp(n + i)] + column / 2);
+            const uint8_t *from = block.codes[block.clamp(n + i)] + column / 2;
+            prefetch_rows(layout, from, kRows);
+            codes[i] = Simd::load_bytes(from);
         }
         Simd::transpose(codes);
         constexpr int kLanesPerGrain = GRAIN / 8 < Simd::kLanes ? GRAIN / 8 : Simd::kLanes;

@@ -17,6 +17,7 @@ struct PanelInt8 {
     static constexpr int kUnitColumns = GRAIN > kBlockColumns ? GRAIN : kBlockColumns;
     static constexpr float kOffsetFactor = kWidestGrain;
     static constexpr int64_t kChunkColumns = 1024;  // of a panel: half of a first-level cache
+    static int64_t chunk_columns(int64_t) { return kChunkColumns; }
 
     static int tile_at(int64_t left) { return even_tile(left, kTile); }
 
@@ -45,13 +46,16 @@ struct PanelInt8 {
     static int64_t panel_bytes(const Layout &) { return kChunkColumns * kRows + table_floats() * 2 * sizeof(float); }
     static constexpr int64_t table_floats() { return kChunkColumns / GRAIN * kRows; }
 
-    static void prepare(const Layout &, const WeightBlock &block, int64_t n, int64_t first, int64_t end, char *panel) {
+    static void prepare(const Layout &layout, const WeightBlock &block, int64_t n, int64_t first, int64_t end,
+                        char *panel) {
         for (int64_t column = first; column < end; column += kBlockColumns) {
             uint8_t *to = reinterpret_cast<uint8_t *>(panel) + (column - first) / 8 * kStepBytes;
             for (int v = 0; v < kVectors; ++v) {
                 typename Simd::Bytes codes[Simd::kLanes];
                 for (int lane = 0; lane < Simd::kLanes; ++lane) {
-                    codes[lane] = Simd::load_bytes(block.codes[block.clamp(n + v * Simd::kLanes + lane)] + column / 2);
+                    const uint8_t *from = block.codes[block.clamp(n + v * Simd::kLanes + lane)] + column / 2;
+                    prefetch_rows(layout, from, kRows);
+                    codes[lane] = Simd::load_bytes(from);
                 }
                 Simd::transpose(codes);
                 for (int lane = 0; lane < Simd::kLanes; ++lane) {

@@ -11,14 +11,13 @@
 #include "panel_float.h"
 #include "panel_int8.h"
 #include "product.h"
-#include "rows_float.h"
-#include "rows_int8.h"
+#include "rows_digits.h"
 #include "threads.h"
 
 namespace {
 
 // Up to so many rows of x, unpacking panels costs more than it saves.
-constexpr int64_t kFewRows = 2;
+constexpr int64_t kFewRowsInt8 = 4, kFewRowsFloat = 6;
 constexpr int64_t kBatch = 256;  // rows of x that are packed at a time
 
 template <class Simd, class Kernel>
@@ -70,9 +69,10 @@ struct Job {
         const int64_t row = task * job.block_rows;
         load_block<Simd>(*job.weight, job.layout, row, job.block_rows, Kernel::kOffsetFactor,
                          panel + job.panel_bytes + job.sums_bytes, &block);
-        for (int64_t column = 0; column < job.layout.columns; column += Kernel::kChunkColumns) {
+        const int64_t chunk = Kernel::chunk_columns(job.count);
+        for (int64_t column = 0; column < job.layout.columns; column += chunk) {
             const int64_t left = job.layout.columns - column;
-            const int64_t end = column + (left < Kernel::kChunkColumns ? left : Kernel::kChunkColumns);
+            const int64_t end = column + (left < chunk ? left : chunk);
             for (int64_t n = 0; n < block.rows; n += Kernel::kRows) {
                 Kernel::prepare(job.layout, block, n, column, end, panel);
                 job.multiply_panel(block, n, panel, column, end, sums + n * job.count);
@@ -123,7 +123,7 @@ int32_t multiply_with(const mq_matrix &weight, const Layout &layout, const float
     job.layout = layout;
     job.bias = bias;
     const int64_t batch = count < kBatch ? count : kBatch;
-    job.block_rows = batch <= kFewRows ? 16 : kMaxBlockRows;
+    job.block_rows = batch <= 2 ? 16 : kMaxBlockRows;
     // 0.02 nanoseconds per product is what fast kernels take; reading a weight takes about 0.05.
     threads = mq::useful_threads(threads, weight.rows * static_cast<double>(weight.columns) * (batch * 0.02 + 0.05));
     if (!job.allocate(batch, threads)) return MQ_OUT_OF_MEMORY;
@@ -153,14 +153,14 @@ int32_t multiply(const mq_matrix &weight, const float *x, int64_t count, const f
 template <class Simd>
 int32_t multiply_int8(const mq_matrix *weight, const float *x, int64_t count, const float *bias, float *out,
                       int32_t threads) {
-    if (count <= kFewRows) return multiply<Simd, RowsInt8>(*weight, x, count, bias, out, threads);
+    if (count <= kFewRowsInt8) return multiply<Simd, RowsInt8>(*weight, x, count, bias, out, threads);
     return multiply<Simd, PanelInt8>(*weight, x, count, bias, out, threads);
 }
 
 template <class Simd>
 int32_t multiply_float(const mq_matrix *weight, const float *x, int64_t count, const float *bias, float *out,
                        int32_t threads) {
-    if (count <= kFewRows) return multiply<Simd, RowsFloat>(*weight, x, count, bias, out, threads);
+    if (count <= kFewRowsFloat) return multiply<Simd, RowsFloat>(*weight, x, count, bias, out, threads);
     return multiply<Simd, PanelFloat>(*weight, x, count, bias, out, threads);
 }
 

@@ -65,19 +65,27 @@ inline void move_groups_apart(const mq_matrix &weight, const Layout &layout, con
     }
 }
 
-// The codes of row n, readable for all units: where they are stored if possible, else a copy in `scratch`. What is read
-// past the end of a row (codes of the next one) meets zeros in x.
-inline const uint8_t *row_codes(const mq_matrix &weight, const Layout &layout, int64_t n, uint8_t *scratch) {
+// The codes of rows first .. first + count - 1, readable for all units: where they are stored if possible, else a copy
+// in `scratch`. What is read past the end of a row (codes of the next one) meets zeros in x.
+inline void load_codes(const mq_matrix &weight, const Layout &layout, int64_t first, int64_t count, uint8_t *scratch,
+                       const uint8_t **codes) {
     const int64_t stride = (weight.columns + 1) / 2, width = layout.columns / 2;
-    const uint8_t *row = weight.qweight + n * stride;
-    if (!layout.in_place) {
-        move_groups_apart(weight, layout, row, scratch);
-        return scratch;
+    const uint8_t *row = weight.qweight + first * stride;
+    // Rows from which reading `width` does not leave the matrix.
+    const int64_t inside = weight.rows - first - (width - stride + stride - 1) / stride;
+    int64_t n = 0;
+    if (layout.in_place) {
+        for (; n < count && n < inside; ++n, row += stride) codes[n] = row;
     }
-    if (n * stride + width <= weight.rows * stride) return row;
-    memcpy(scratch, row, stride);
-    memset(scratch + stride, 0, width - stride);
-    return scratch;
+    for (; n < count; ++n, row += stride, scratch += width) {
+        codes[n] = scratch;
+        if (!layout.in_place) {
+            move_groups_apart(weight, layout, row, scratch);
+            continue;
+        }
+        memcpy(scratch, row, stride);
+        memset(scratch + stride, 0, width - stride);
+    }
 }
 
 }  // namespace

@@ -73,14 +73,17 @@ inline void repeat_for_grains(const Layout &layout, int64_t rows, float *values)
     }
 }
 
-// [rows, entries]: the scale of each grain, and offset = -zero_point * scale * factor; zeros past the last group.
+// [rows, entries]: the scale of each grain, and offset = -zero_point * scale * factor, or zero_point itself if the
+// factor is 0; zeros past the last group.
 template <class Simd>
 inline void load_tables(const mq_matrix &weight, const Layout &layout, int64_t first, int64_t rows, float factor,
                         float *scale, float *offset) {
     const int64_t count = rows * layout.groups;
     load_scales<Simd>(weight, first * layout.groups, count, scale);
     load_zero_points<Simd>(weight, first * layout.groups, count, offset);
-    for (int64_t i = 0; i < count; ++i) offset[i] *= -factor * scale[i];
+    if (factor != 0) {
+        for (int64_t i = 0; i < count; ++i) offset[i] *= -factor * scale[i];
+    }
     if (layout.entries == layout.groups) return;
     repeat_for_grains(layout, rows, scale);
     repeat_for_grains(layout, rows, offset);

@@ -42,22 +42,6 @@ struct Avx2 {
     }
     static Bytes skip_four_nibbles(Bytes v) { return _mm256_srli_epi32(v, 16); }
 
-    // Sums, by lane of four bytes, of low[b] * x[b, 0] + high[b] * x[b, 1] over COUNT blocks, as floats.
-    // A 16-bit lane takes 2 * 15 * 127 = 3810 from each multiplication, so it holds eight of them.
-    template <int COUNT>
-    static Floats dot(const Bytes (&low)[COUNT], const Bytes (&high)[COUNT], const int8_t *x) {
-        static_assert(COUNT <= 4, "16-bit sums would overflow");
-        const __m256i *codes = reinterpret_cast<const __m256i *>(x);
-        __m256i sum = _mm256_maddubs_epi16(low[0], _mm256_load_si256(codes));
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(high[0], _mm256_load_si256(codes + 1)));
-        for (int b = 1; b < COUNT; ++b) {
-            const __m256i even = _mm256_maddubs_epi16(low[b], _mm256_load_si256(codes + 2 * b));
-            const __m256i odd = _mm256_maddubs_epi16(high[b], _mm256_load_si256(codes + 2 * b + 1));
-            sum = _mm256_add_epi16(sum, _mm256_add_epi16(even, odd));
-        }
-        return _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
-    }
-
     // COUNT adjacent floats, each repeated over an equal share of the lanes.
     template <int COUNT>
     static Floats spread(const float *p) {
@@ -126,6 +110,10 @@ struct Avx2 {
     static Sums zero_sums() { return _mm256_setzero_si256(); }
     static Sums add_partial(Sums sum, Partial part) {
         return _mm256_add_epi32(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
+    }
+    // 256 * high + low
+    static Sums join(Partial high, Partial low) {
+        return _mm256_add_epi32(_mm256_madd_epi16(high, _mm256_set1_epi16(256)), add_partial(zero_sums(), low));
     }
     static Floats to_floats(Sums sum) { return _mm256_cvtepi32_ps(sum); }
 

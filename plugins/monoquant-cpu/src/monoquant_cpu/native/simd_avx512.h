@@ -41,18 +41,6 @@ struct Avx512 {
     static Bytes skip_four_nibbles(Bytes v) { return _mm512_srli_epi32(v, 16); }
 
     template <int COUNT>
-    static Floats dot(const Bytes (&low)[COUNT], const Bytes (&high)[COUNT], const int8_t *x) {
-        static_assert(COUNT <= 4, "16-bit sums would overflow");
-        __m512i sum = _mm512_setzero_si512();
-        for (int b = 0; b < COUNT; ++b) {
-            const __m512i even = _mm512_maddubs_epi16(low[b], _mm512_load_si512(x + 2 * b * kBytes));
-            const __m512i odd = _mm512_maddubs_epi16(high[b], _mm512_load_si512(x + (2 * b + 1) * kBytes));
-            sum = _mm512_add_epi16(sum, _mm512_add_epi16(even, odd));
-        }
-        return _mm512_cvtepi32_ps(_mm512_madd_epi16(sum, _mm512_set1_epi16(1)));
-    }
-
-    template <int COUNT>
     static Floats spread(const float *p) {
         if constexpr (COUNT == 1) return _mm512_set1_ps(*p);
         if constexpr (COUNT == 2) {
@@ -120,6 +108,9 @@ struct Avx512 {
     static Sums zero_sums() { return _mm512_setzero_si512(); }
     static Sums add_partial(Sums sum, Partial part) {
         return _mm512_add_epi32(sum, _mm512_madd_epi16(part, _mm512_set1_epi16(1)));
+    }
+    static Sums join(Partial high, Partial low) {
+        return _mm512_add_epi32(_mm512_madd_epi16(high, _mm512_set1_epi16(256)), add_partial(zero_sums(), low));
     }
     static Floats to_floats(Sums sum) { return _mm512_cvtepi32_ps(sum); }
 

@@ -42,16 +42,6 @@ struct Neon {
     static int32x4_t add_dot(int32x4_t sum, Bytes w, int8x16_t x) { return vdotq_s32(sum, vreinterpretq_s8_u8(w), x); }
 
     template <int COUNT>
-    static Floats dot(const Bytes (&low)[COUNT], const Bytes (&high)[COUNT], const int8_t *x) {
-        int32x4_t sum = vdupq_n_s32(0);
-        for (int b = 0; b < COUNT; ++b) {
-            sum = add_dot(sum, low[b], vld1q_s8(x + 2 * b * kBytes));
-            sum = add_dot(sum, high[b], vld1q_s8(x + (2 * b + 1) * kBytes));
-        }
-        return vcvtq_f32_s32(sum);
-    }
-
-    template <int COUNT>
     static Floats spread(const float *p) {
         if constexpr (COUNT == 1) return vld1q_dup_f32(p);
         if constexpr (COUNT == 4) return vld1q_f32(p);
@@ -83,6 +73,7 @@ struct Neon {
     static Partial add_products(Partial sum, Bytes w, Bytes x) { return add_dot(sum, w, vreinterpretq_s8_u8(x)); }
     static Sums zero_sums() { return vdupq_n_s32(0); }
     static Sums add_partial(Sums sum, Partial part) { return vaddq_s32(sum, part); }
+    static Sums join(Partial high, Partial low) { return vaddq_s32(vshlq_n_s32(high, 8), low); }
     static Floats to_floats(Sums sum) { return vcvtq_f32_s32(sum); }
 
     static Floats load_nibbles(const uint8_t *p) {

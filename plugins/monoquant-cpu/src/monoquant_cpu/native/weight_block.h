@@ -1,4 +1,4 @@
-// A block of rows of a weight, ready for the kernels, and how kernels for few rows of x walk over it.
+// A block of rows of a weight, ready for the kernels.
 #pragma once
 #include "product_layout.h"
 #include "product_scales.h"
@@ -30,9 +30,7 @@ inline void load_block(const mq_matrix &weight, const Layout &layout, int64_t fi
     block->entries = layout.entries;
     block->scale = scale;
     block->offset = offset;
-    for (int64_t n = 0; n < block->rows; ++n) {
-        block->codes[n] = row_codes(weight, layout, first + n, codes + n * (layout.columns / 2));
-    }
+    load_codes(weight, layout, first, block->rows, codes, block->codes);
     load_tables<Simd>(weight, layout, first, block->rows, offset_factor, scale, offset);
 }
 
@@ -40,39 +38,25 @@ template <int ROWS>
 struct WeightRows {
     const uint8_t *codes[ROWS];
     const float *scale[ROWS], *offset[ROWS];
-};
 
-constexpr int kRowsAtOnce = 4;
+    static WeightRows of(const WeightBlock &block, int64_t n) {
+        WeightRows rows;
+        for (int i = 0; i < ROWS; ++i) {
+            const int64_t row = block.clamp(n + i);
+            rows.codes[i] = block.codes[row];
+            rows.scale[i] = block.scale + row * block.entries;
+            rows.offset[i] = block.offset + row * block.entries;
+        }
+        return rows;
+    }
+};
 
 // Rows are short and the processor's own prefetching starts anew with each: ask for codes two pages ahead.
 inline void prefetch(const uint8_t *codes) { __builtin_prefetch(codes + 8192); }
 
-// Adds units first .. end - 1 to sums[m * kRowsAtOnce + n] (sets it if they are the first). The fewer rows of x, the
-// more of w together.
-template <class Kernel, class Simd, int COUNT>
-inline void multiply_rows(const Layout &layout, const WeightBlock &block, int64_t n, char *packed, int64_t first,
-                          int64_t end, float *sums) {
-    constexpr int ROWS = kRowsAtOnce / COUNT;
-    for (int row = 0; row < kRowsAtOnce && n + row < block.rows; row += ROWS) {
-        WeightRows<ROWS> w;
-        for (int i = 0; i < ROWS; ++i) {
-            const int64_t from = block.clamp(n + row + i);
-            w.codes[i] = block.codes[from];
-            w.scale[i] = block.scale + from * block.entries;
-            w.offset[i] = block.offset + from * block.entries;
-        }
-        typename Simd::Floats sum[COUNT * ROWS];
-        for (int i = 0; i < COUNT * ROWS; ++i) sum[i] = Simd::zero();
-        Kernel::template accumulate<COUNT, ROWS>(layout, w, packed, first, end, sum);
-        float lanes[COUNT * ROWS];
-        Simd::lane_sums(sum, lanes);
-        for (int m = 0; m < COUNT; ++m) {
-            for (int i = 0; i < ROWS; ++i) {
-                float *to = sums + m * kRowsAtOnce + row + i;
-                *to = lanes[m * ROWS + i] + (first == 0 ? 0 : *to);
-            }
-        }
-    }
+// The same columns of the rows that come `rows` later. To the second-level cache: a panel is used before the next one.
+inline void prefetch_rows(const Layout &layout, const uint8_t *codes, int64_t rows) {
+    __builtin_prefetch(codes + rows * layout.columns / 2, 0, 2);
 }
 
 // Scales and offsets of the grains of columns first .. end - 1, for ROWS rows side by side: [grains, ROWS].
