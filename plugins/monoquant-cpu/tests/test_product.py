@@ -8,7 +8,7 @@ from typing import Literal
 import monoquant as mq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from monoquant.modules.packed_matrix import PackedMatrix
 from torch import Tensor
@@ -63,6 +63,7 @@ def relative_error(found: Tensor, inputs: Tensor, matrix: PackedMatrix, bias: Te
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
 @given(data=st.data(), matrix=matrices, count=st.sampled_from([0, 1, 2, 3, 5, 8, 13, 31, 70, 200]), bias=st.booleans())
 def test_any_matrix_on_any_instruction_set(
     library: Library, kind: Kind, data: st.DataObject, matrix: PackedMatrix, count: int, bias: bool
@@ -76,6 +77,7 @@ def test_any_matrix_on_any_instruction_set(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
 @given(matrix=matrices, count=st.sampled_from([1, 4, 33, 150]))
 def test_threads_never_change_a_bit(library: Library, kind: Kind, matrix: PackedMatrix, count: int) -> None:
     """Whoever runs a model on more cores gets the same numbers."""
