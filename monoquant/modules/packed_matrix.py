@@ -300,6 +300,9 @@ class PackedMatrix(PackedWeight):
         return product if product.dtype == output_dtype else product.to(output_dtype)
 
     def _choose(self) -> None:
+        for name, buffer in self._buffers.items():
+            if buffer is not None and not buffer.is_contiguous():  # as load_state_dict(assign=True) may leave them
+                self._buffers[name] = buffer.contiguous()
         device = self.qweight.device
         if device.type == "meta":
             self._kernel, self._derived = PORTABLE, ()

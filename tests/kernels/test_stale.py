@@ -77,3 +77,14 @@ def test_a_lone_number_is_no_input() -> None:
     """It has no features."""
     with pytest.raises(InputError, match=r"shape \(\)"):
         packed(4, 8, Scheme(4, 4)).multiplied(torch.tensor(1.0), None)
+
+
+def test_buffers_that_are_assigned_with_strides() -> None:
+    """Kernels take contiguous ones."""
+    matrix, given = packed(20, 64, Scheme(4, 32)), packed(20, 64, Scheme(4, 32), seed=1)
+    state = {
+        name: value.t().contiguous().t() if value.dim() == 2 else value for name, value in given.state_dict().items()
+    }
+    matrix.load_state_dict(state, assign=True)
+    assert all(buffer.is_contiguous() for buffer in matrix.buffers())
+    assert torch.equal(matrix.dequantize(), given.dequantize())
