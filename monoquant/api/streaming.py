@@ -137,7 +137,14 @@ def _path(option: str, given: Any) -> Path:
     return Path(given)
 
 
+def _exists(target: Path) -> bool:
+    try:
+        return target.exists()
+    except OSError as error:
+        raise FileError(f"{target}: cannot be written ({error.strerror or error}); give another name") from error
+
+
 def _refuse_to_overwrite(source: TensorSource, target: Path) -> None:
-    same = [str(path) for path in source.paths if target.exists() and path.samefile(target)]
+    same = [str(path) for path in source.paths if _exists(target) and path.samefile(target)]
     if same:
         raise FileError(f"{target}: would replace {same[0]}, which is being read; give another name")

@@ -39,7 +39,7 @@ def kernel_at(place: str) -> ProductKernel:
     try:
         kind: Any = functools.reduce(getattr, name.split("."), import_module(module))
         kernel: object = kind()
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a package raises that is half installed, or made for another machine
         return _missing(place, f"{type(error).__name__}: {error}")
     return kernel if isinstance(kernel, ProductKernel) else _missing(place, "it is no ProductKernel")
 
@@ -62,10 +62,13 @@ def _run(
     kernel: str,
 ) -> Tensor:
     codes = Codes(qweight, scale, zero_point, columns, group_size)
-    if input.dim() == 2 and input.is_contiguous():
-        return kernel_at(kernel).multiply(input, codes, tuple(derived), bias)
-    output = kernel_at(kernel).multiply(input.reshape(-1, columns).contiguous(), codes, tuple(derived), bias)
-    return output.view(*input.shape[:-1], output.shape[1])
+    rows = input if input.dim() == 2 and input.is_contiguous() else input.reshape(-1, columns).contiguous()
+    if torch.is_autocast_enabled(input.device.type):
+        with torch._C._DisableAutocast():  # it would change the dtypes of a kernel's own sums
+            output = kernel_at(kernel).multiply(rows, codes, tuple(derived), bias)
+    else:
+        output = kernel_at(kernel).multiply(rows, codes, tuple(derived), bias)
+    return output if rows is input else output.view(*input.shape[:-1], output.shape[1])
 
 
 def _shape(input: Tensor, qweight: Tensor, *_others: Any) -> Tensor:

@@ -28,7 +28,8 @@ from monoquant.values import Scheme
 FORMAT_VERSION = 1
 _SIGN = 128
 """INT8 codes are stored signed: what integer kernels take, and for symmetric weights the value itself."""
-_OF_THIS_MACHINE = ("_kernel", "_derived", "_place")
+_OF_THIS_MACHINE = ("_kernel", "_derived", "_derived_from", "_place")
+_Marks = tuple[tuple[int, int] | None, ...]
 
 
 def storage_bytes(rows: int, columns: int, scheme: Scheme) -> int:
@@ -110,6 +111,7 @@ class PackedMatrix(PackedWeight):
         self._offer, self._place = Offer(), AT_PORTABLE
         self._kernel: ProductKernel = PORTABLE
         self._derived: tuple[Tensor, ...] = ()
+        self._derived_from: _Marks = ()
 
     @classmethod
     def pack(
@@ -261,7 +263,8 @@ class PackedMatrix(PackedWeight):
         Args:
             offer: Kernels to choose from.
         """
-        if offer != self._offer:
+        is_stale = self._derived and self._derived_from != _marks((self.qweight, self.scale, self.zero_point))
+        if offer != self._offer or is_stale:
             self._offer = offer
             self._choose()
 
@@ -273,27 +276,33 @@ class PackedMatrix(PackedWeight):
             bias: ``[rows]``, or None.
 
         Returns:
-            ``[..., rows]`` in the input's dtype; under autocast in its dtype, as of nn.Linear.
+            ``[..., rows]`` in the input's dtype; under autocast in its dtype, as of nn.Linear. Where buffers were
+            written to since a kernel derived something from them, or stand in for others in this call, the portable
+            kernel multiplies; ``choose_kernels`` derives anew.
         """
         if _wants_plain_operators(input):
             return functional.linear(input, self.dequantized_rows(slice(None)), bias)
         given, output_dtype, device = input, input.dtype, input.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             given, output_dtype = input.to(self.dtype), torch.get_autocast_dtype(device)
-        if given.dtype != self.dtype or given.shape[-1] != self.columns:
+        if given.dtype != self.dtype or given.shape[-1:] != (self.columns,):
             raise InputError(
                 f"input of shape {tuple(input.shape)} and dtype {input.dtype}: this layer takes {self.columns} input "
                 f"features in {self.dtype}"
             )
         # What is exported may run on another machine, where nothing that was derived here means anything.
         exported = torch.compiler.is_exporting()
-        place, derived = (AT_PORTABLE, ()) if exported else (self._place, self._derived)
         buffers = self._buffers  # nn.Module's __getattr__ would take as long as a small kernel
         packed = (buffers["qweight"], buffers["scale"], buffers["zero_point"])
+        stale = self._derived and not torch.compiler.is_compiling() and self._derived_from != _marks(packed)
+        place, derived = (AT_PORTABLE, ()) if exported or stale else (self._place, self._derived)
         product = multiply(given, packed, bias, derived, self.columns, self.group_size, place)
         return product if product.dtype == output_dtype else product.to(output_dtype)
 
     def _choose(self) -> None:
+        for name, buffer in self._buffers.items():
+            if buffer is not None and not buffer.is_contiguous():  # as load_state_dict(assign=True) may leave them
+                self._buffers[name] = buffer.contiguous()
         device = self.qweight.device
         if device.type == "meta":
             self._kernel, self._derived = PORTABLE, ()
@@ -302,6 +311,7 @@ class PackedMatrix(PackedWeight):
             self._kernel = self._offer.best(product)
             with torch.no_grad():
                 self._derived = self._kernel.derive(self.codes, product)
+        self._derived_from = _marks((self.qweight, self.scale, self.zero_point)) if self._derived else ()
         self._place = located(self._kernel)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedMatrix:
@@ -348,6 +358,17 @@ def _wants_plain_operators(input: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
+
+
+def _marks(buffers: tuple[Tensor | None, ...]) -> _Marks:
+    """What tells whether buffers are those that they were, with the values that they had."""
+    return tuple(None if one is None else _mark(one) for one in buffers)
+
+
+def _mark(buffer: Tensor) -> tuple[int, int]:
+    if type(buffer) is not Tensor:
+        return id(buffer), 0  # stand-ins of tracers have no memory
+    return buffer.data_ptr(), 0 if buffer.is_inference() else buffer._version
 
 
 def _signed(codes: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from monoquant.errors import FileError
 _LENGTH = struct.Struct("<Q")
 _LONGEST = 100_000_000
 """Bytes of a header; the safetensors library has the same limit."""
+_LARGEST = (1 << 63) - 1
+"""More fits no size of a tensor."""
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 
 
@@ -101,11 +103,15 @@ class _Entry:
 
     @classmethod
     def of(cls, name: str, entry: Any) -> _Entry:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(f"{name!r} is no text")
         if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
             raise ValueError(f"{name!r} has no dtype")
         shape, offsets = entry.get("shape"), entry.get("data_offsets")
         if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
             raise ValueError(f"{name!r} has shape {shape!r} and data_offsets {offsets!r}")
+        if math.prod(count or 1 for count in shape) > _LARGEST // 8:  # torch counts on beyond a zero
+            raise ValueError(f"{name!r} has shape {shape!r}, which no tensor can have")
         start, end = offsets
         return cls(entry["dtype"], tuple(shape), start, end)
 
@@ -114,7 +120,7 @@ class _Entry:
 
 
 def _are_counts(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(count) is int and count >= 0 for count in value)
+    return isinstance(value, list) and all(type(count) is int and 0 <= count <= _LARGEST for count in value)
 
 
 def _require_known(path: Path, entries: dict[str, _Entry]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +102,21 @@ def test_places_without_a_kernel(place: str) -> None:
     kernel_at.cache_clear()
     with pytest.warns(RuntimeWarning, match="the portable one computes instead"):
         assert kernel_at(place) == PORTABLE
+
+
+@pytest.mark.parametrize(
+    "body", ["raise RuntimeError('made for another machine')", "class Kernel:\n    def __init__(self, size): ..."]
+)
+def test_a_package_that_is_broken_is_as_one_that_is_missing(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever importing it, or making its kernel, raises."""
+    (tmp_path / "broken_kernels.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_kernels", raising=False)
+    kernel_at.cache_clear()
+    with pytest.warns(RuntimeWarning, match="broken_kernels:Kernel cannot be used here"):
+        assert kernel_at("broken_kernels:Kernel") == PORTABLE
 
 
 def test_kernels_are_where_they_say() -> None:

@@ -12,8 +12,12 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 import monoquant as mq
-from monoquant.kernels.base import located
+from monoquant.kernels import portable
+from monoquant.kernels.base import ProductKernel, located
+from monoquant.kernels.choice import Offer
 from monoquant.kernels.op import AT_PORTABLE, packed_linear
+from monoquant.kernels.portable import Portable
+from monoquant.kernels.torch_bf16 import TorchBf16
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.values import Scheme
 from tests.kernels import crooked
@@ -141,6 +145,21 @@ def test_autocast_decides_the_dtype_of_the_output() -> None:
             torch.testing.assert_close(
                 output.float(), mq.dequantize(layer)(normal(3, 64)).float(), rtol=0.05, atol=0.05
             )
+
+
+@pytest.mark.parametrize("kernel", [Portable(), TorchBf16()])
+@pytest.mark.parametrize("count", [3, 40, 200])
+@pytest.mark.parametrize("bias", [True, False])
+def test_autocast_leaves_the_sums_of_a_kernel_alone(
+    kernel: ProductKernel, count: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under autocast a product is that of float32, rounded once."""
+    monkeypatch.setattr(portable, "TILE_ELEMENTS", 1000)
+    matrix, inputs, added = packed(40, 96, Scheme(4, 32)), normal(count, 96, seed=1), normal(40) if bias else None
+    matrix.use(Offer([kernel], exact=False))
+    expected = matrix.multiplied(inputs, added).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(matrix.multiplied(inputs, added), expected)
 
 
 @pytest.mark.parametrize("inputs", [normal(3, 63), normal(3, 64, dtype=torch.float64), normal(2, 3, 65)])

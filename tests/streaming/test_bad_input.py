@@ -72,6 +72,9 @@ HEADERS: list[tuple[Any, bytes, int | None, str]] = [
     (b"[" * 200_000, b"", None, "its header cannot be read"),
     ([], b"", None, "it is no object"),
     ({"a": 3}, b"", None, "'a' has no dtype"),
+    ({"\ud800": tensor(0, 4, [1])}, b"1234", None, "is no text"),
+    ({"a": tensor(0, 0, [1 << 62, 1 << 62, 0])}, b"", None, "which no tensor can have"),
+    ({"a": tensor(0, 0, [1 << 63, 0])}, b"", None, "'a' has shape [9223372036854775808, 0]"),
     ({"a": tensor(0, 4, [-1])}, b"1234", None, "'a' has shape [-1]"),
     ({"a": tensor(0, 4, [True])}, b"1234", None, "'a' has shape [True]"),
     ({"a": {**tensor(0, 4, [1]), "data_offsets": [0]}}, b"1234", None, "data_offsets [0]"),
@@ -397,3 +400,9 @@ WRONG: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", WRONG, ids=str)
 def test_wrong_options(source: Path, target: Path, options: dict[str, Any]) -> None:
     refused(source, target, mq.ConfigError, **options)
+
+
+def test_a_name_that_no_file_can_have(source: Path, target: Path) -> None:
+    """It is refused as one, before anything is read."""
+    with pytest.raises(mq.FileError, match=r"cannot be written \(File name too long\); give another name"):
+        mq.quantize_file(source, target.parent / f"{'x' * 300}.safetensors", plugins=False)

@@ -97,3 +97,10 @@ def test_with_it_nothing_is_told(library: Library) -> None:
     """No news where all is well."""
     assert library.isas
     assert not [one for one in quantized().report.findings if one.code == "native-kernels-missing"]
+
+
+def test_torch_may_have_more_threads_than_the_library_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on machines with thousands of processors: some of them work."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5000)
+    result, inputs = quantized(exact=True), torch.ones(3, 256)
+    torch.testing.assert_close(result.model(inputs), mq.dequantize(result.model)(inputs), rtol=1e-4, atol=1e-4)

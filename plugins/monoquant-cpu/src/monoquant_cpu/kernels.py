@@ -8,7 +8,7 @@ import torch
 from monoquant import Codes, Energy, Product, ProductKernel, RoundingKernel, Scheme
 from torch import Tensor
 
-from monoquant_cpu.library import Library, Unavailable, load
+from monoquant_cpu.library import MOST_THREADS, Library, Unavailable, load
 
 
 def obstacle_of(device: torch.device, dtype: torch.dtype, scheme: Scheme) -> str | None:
@@ -50,7 +50,7 @@ class NativeProduct(ProductKernel):
             codes.columns,
             codes.group_size,
             bias if bias is None or bias.dtype is torch.float32 else bias.float(),
-            threads=torch.get_num_threads(),
+            threads=min(torch.get_num_threads(), MOST_THREADS),
         )
         return output if inputs.dtype is torch.float32 else output.to(inputs.dtype)
 
@@ -90,7 +90,7 @@ class CpuRounding(RoundingKernel):
             codes.qweight,
             codes.scale,
             codes.zero_point,
-            threads=torch.get_num_threads(),
+            threads=min(torch.get_num_threads(), MOST_THREADS),
             energies=energies,
         )
         return None if energies is None else Energy(*energies.tolist())
