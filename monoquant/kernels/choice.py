@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from monoquant.errors import require_flag
 from monoquant.kernels.base import EXACT, Kernel, Product, ProductKernel, RoundingKernel, located
+from monoquant.kernels.checking import disagreement
 from monoquant.kernels.cuda_bf16 import CudaBf16
 from monoquant.kernels.op import AT_PORTABLE, PORTABLE, kernel_at
 from monoquant.kernels.rounding import PortableRounding
@@ -49,9 +51,22 @@ class Offer:
         fitting = [
             kernel
             for kernel in map(kernel_at, self.places)
-            if kernel.obstacle(product) is None and (kernel.relative_error <= EXACT or not self.exact)
+            if kernel.obstacle(product) is None
+            and (kernel.relative_error <= EXACT or not self.exact)
+            and _is_sound(kernel)
         ]
         return min(fitting, key=lambda kernel: (-kernel.preference, kernel.name), default=PORTABLE)
+
+
+def _is_sound(kernel: ProductKernel) -> bool:
+    """Whether a kernel computes here what it should: one that a pickle names was never tried on this machine."""
+    if type(kernel).__module__.startswith("monoquant."):
+        return True
+    problem = disagreement(kernel)
+    if problem is not None:
+        text = f"kernel {kernel.name} is not used: {problem}; another one takes its place"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+    return problem is None
 
 
 def best_rounding(

@@ -59,7 +59,8 @@ class CpuInt8(NativeProduct):
     """Rounds each group of inputs to 8 bits, and multiplies integers."""
 
     name: ClassVar[str] = "cpu-int8"
-    relative_error: ClassVar[float] = 1e-2
+    relative_error: ClassVar[float] = 3e-2
+    """Normally distributed inputs lose .007; those with outliers, which take the digits of their group, up to this."""
     preference: ClassVar[int] = 30
     kind = "int8"
 
