@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import monoquant as mq
+from monoquant.container import write_container
 from monoquant.kernels import portable
 from monoquant.kernels.base import ProductKernel, product_of
 from monoquant.kernels.portable import Portable, multiply_tiles
@@ -67,7 +67,7 @@ def test_products(
 @pytest.mark.parametrize("other", DEFAULTS)
 def test_quantizing_a_file(other: torch.dtype | torch.device, tmp_path: Path) -> None:
     """Blocks of a file are float32 on the CPU whatever is default."""
-    save_file(nn.Linear(256, 40).state_dict(), tmp_path / "float.safetensors")
+    write_container(tmp_path / "float.safetensors", nn.Linear(256, 40).state_dict(), {})
     mq.quantize_file(
         tmp_path / "float.safetensors", tmp_path / "one.safetensors", group_size=64, accuracy_warning="ignore"
     )
