@@ -286,3 +286,11 @@ def test_a_whole_model_can_be_pickled() -> None:
     loaded = torch.load(buffer, weights_only=False)
     assert loaded[0].packed_weight.kernel == FAST
     assert torch.equal(loaded(normal(2, 64)), result.model(normal(2, 64)))
+
+
+def test_a_kernel_that_a_pickle_names_is_tried_first() -> None:
+    """It may have been right where the pickle was made, and be wrong here."""
+    matrix = packed(5, 40, Scheme(4, 16))
+    with pytest.warns(RuntimeWarning, match="kernel wrong is not used: the product of a"):
+        matrix.use(Offer([crooked.Wrong()]))
+    assert matrix.kernel == PORTABLE
