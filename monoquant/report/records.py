@@ -153,6 +153,7 @@ class ReportData:
         versions: Pairs of package and version: monoquant, torch, active plugins.
         tradeoff: How precision was shared out under a budget; None where there was none.
         comparison: How far the whole model's answers moved; None if they were not compared.
+        recipe: TOML text of the recipe that the run followed, with all that was added to it; None if there was none.
     """
 
     scheme: AnyScheme
@@ -166,6 +167,7 @@ class ReportData:
     versions: tuple[tuple[str, str], ...] = ()
     tradeoff: Tradeoff | None = None
     comparison: ComparisonResult | None = None
+    recipe: str | None = None
 
     def by_action(self, action: Action) -> tuple[LayerReport, ...]:
         """Records of the layers with one kind of decision, in model order.

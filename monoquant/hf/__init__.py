@@ -1,0 +1,1 @@
+"""HuggingFace folders of quantized models: written, and read by transformers; needs the extra ``hf``."""
