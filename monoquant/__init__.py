@@ -7,11 +7,14 @@
   :class:`ValidationPass`, :class:`AccuracyWarningPass`, or subclasses of :class:`Pass`).
 - Choose codes: :class:`RoundToNearest`, :class:`ClipSearch`, :class:`Gptq`, :class:`Awq`, or subclasses of
   :class:`WeightAlgorithm`.
-- Choose layers: :class:`TypeRule`, :class:`NameRule`, :class:`ThresholdRule`, or subclasses of :class:`SkipRule`.
+- Choose layers: :class:`TypeRule`, :class:`TypeNameRule`, :class:`NameRule`, :class:`ThresholdRule`, or subclasses of
+  :class:`SkipRule`.
 - Multiply: :func:`choose_kernels`, or subclasses of :class:`ProductKernel` and :class:`RoundingKernel`.
-- Judge: :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of :class:`WarningCheck`.
+- Judge: :class:`Gate`, :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of
+  :class:`WarningCheck`.
 - Files larger than memory: :func:`quantize_file`.
 - Keep: :func:`save`, :func:`load`, :func:`load_report`, :func:`save_report`, :func:`render_report`.
+- Compare: :func:`compare_reports` of two runs, :func:`compare_weights` of two models.
 - Teach it a kind of module: :class:`ParameterAdapter`, or subclasses of :class:`ModuleAdapter`.
 - Test what you add: :mod:`monoquant.testing`.
 - Extend: :data:`hookimpl` marks a plugin's functions, which bring any of the above, or :class:`ObserverKind`,
@@ -28,6 +31,7 @@ from monoquant.algorithms.clip_search import ClipSearch
 from monoquant.algorithms.gptq import Gptq
 from monoquant.algorithms.round_to_nearest import RoundToNearest
 from monoquant.api import (
+    Gate,
     check_accuracy_warnings,
     choose_kernels,
     dynamic_quantize,
@@ -57,6 +61,7 @@ from monoquant.errors import (
     ValidationError,
 )
 from monoquant.formats.base import Exporter
+from monoquant.gates.baseline import Baseline
 from monoquant.hooks import PluginInfo, PluginManager, hookimpl, list_plugins
 from monoquant.kernels.base import Codes, Kernel, Product, ProductKernel, RoundingKernel
 from monoquant.modules.linear import (
@@ -89,9 +94,13 @@ from monoquant.report import (
     LayerReport,
     QuantizationInfo,
     QuantReport,
+    ReportDifference,
     Reporter,
     Tradeoff,
     ValidationResult,
+    WeightDifference,
+    compare_reports,
+    compare_weights,
 )
 from monoquant.rules import (
     DEFAULT_INT4_SKIP,
@@ -101,6 +110,7 @@ from monoquant.rules import (
     NotRule,
     SkipRule,
     ThresholdRule,
+    TypeNameRule,
     TypeRule,
 )
 from monoquant.validate import validate_quantization
@@ -120,6 +130,7 @@ __all__ = [
     "Ancestor",
     "AnyRule",
     "Awq",
+    "Baseline",
     "BudgetPass",
     "CalibrationFacts",
     "CalibrationPass",
@@ -133,6 +144,7 @@ __all__ = [
     "Exporter",
     "FileError",
     "Finding",
+    "Gate",
     "Gptq",
     "GroupCodes",
     "HalfCastPass",
@@ -175,6 +187,7 @@ __all__ = [
     "RangeObserver",
     "Registered",
     "Registry",
+    "ReportDifference",
     "Reporter",
     "RoundToNearest",
     "RoundingKernel",
@@ -185,15 +198,19 @@ __all__ = [
     "Solution",
     "ThresholdRule",
     "Tradeoff",
+    "TypeNameRule",
     "TypeRule",
     "ValidationError",
     "ValidationPass",
     "ValidationResult",
     "WarningCheck",
     "WeightAlgorithm",
+    "WeightDifference",
     "WeightProblem",
     "check_accuracy_warnings",
     "choose_kernels",
+    "compare_reports",
+    "compare_weights",
     "dequantize",
     "dynamic_quantize",
     "get_layers_to_skip",
