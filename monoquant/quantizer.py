@@ -17,13 +17,14 @@ from monoquant.modules.tensor_holder import hold
 from monoquant.passes.base import Pass
 from monoquant.passes.order import Pipeline, Step, name_of, pipeline
 from monoquant.passes.pack import PackPass
+from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.registry import Registered, Registry
 from monoquant.report import QuantizationInfo, QuantReport, Tradeoff
 from monoquant.report.wording import texts
 from monoquant.source import inventory
 from monoquant.stepping import Stepper
 from monoquant.summary import build_report
-from monoquant.values import CALLER, Action, AnyScheme, Decision, Finding, Severity
+from monoquant.values import BUILT_IN, CALLER, Action, AnyScheme, Decision, Finding, Severity
 
 
 @attrs.frozen(eq=False)
@@ -113,6 +114,27 @@ class Quantizer:
         if not measured:
             return self.planned(_as_module(model)).decisions()
         return self._measured(_as_module(model)).decisions()
+
+    def forecast(self, model: nn.Module | Mapping[str, Tensor]) -> QuantReport:
+        """Dry run, as a report: the plan, what each layer will weigh, and findings that need no measurement.
+
+        Args:
+            model: The float model, or its state dict; weights on the meta device are fine. It is left alone.
+
+        Returns:
+            The report; bytes are as they will be, but for ranges of static inputs, and choices of a BudgetPass.
+
+        Raises:
+            InputError: When the model cannot be quantized at all, such as lazy or quantized ones.
+        """
+        context = self.planned(_as_module(model))
+        context.begin(BUILT_IN)
+        for step in self.steps:
+            if isinstance(step.value, PackPass):
+                step.value.pack_empty(context)
+            elif isinstance(step.value, SkipSelectionPass):
+                step.value.prepare(context)  # what it has to say; it asks for nothing
+        return build_report(context)
 
     def weigh(self, model: nn.Module | Mapping[str, Tensor]) -> Tradeoff:
         """Rank layers by what more precision would bring, without quantizing the model.

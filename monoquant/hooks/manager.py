@@ -142,7 +142,7 @@ class PluginManager:
     @property
     def plugins(self) -> tuple[Origin, ...]:
         """Where the registered plugins come from, by name, without monoquant itself."""
-        return _by_name(plugin.origin for name, plugin in self._plugins.items() if name != BUILT_IN.name)
+        return _by_name(plugin.origin for plugin in self._plugins.values() if plugin.origin != BUILT_IN)
 
     @property
     def blocked(self) -> tuple[Origin, ...]:
@@ -193,7 +193,7 @@ class PluginManager:
         active = [
             loading.Source(key, plugin.origin, lambda: None)
             for key, plugin in self._plugins.items()
-            if key != BUILT_IN.name
+            if plugin.origin != BUILT_IN
         ]
         broken = [source for source, _ in self._broken]
         loading.require_known([name], [*active, *broken])
@@ -222,7 +222,7 @@ class PluginManager:
         active = [
             self._active(name, plugin, problems[name])
             for name, plugin in self._plugins.items()
-            if name != BUILT_IN.name
+            if plugin.origin != BUILT_IN
         ]
         blocked = [PluginInfo(source.name, source.origin, "blocked") for source in self._blocked]
         broken = [

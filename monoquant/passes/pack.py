@@ -20,8 +20,8 @@ from monoquant.kernels.choice import Offer, describe
 from monoquant.modules.kernel_compute import use_kernels, uses_kernels
 from monoquant.modules.packed_layer import PackedLayer, Represented
 from monoquant.modules.packed_module import is_trainable
-from monoquant.modules.packed_weight import PackedWeight
-from monoquant.modules.storage import content_bytes, pack_weight
+from monoquant.modules.packed_weight import Intended, PackedWeight
+from monoquant.modules.storage import content_bytes, empty_weight, pack_weight
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.passes.base import Pass
 from monoquant.passes.calibration import CalibrationPass
@@ -189,6 +189,22 @@ class PackPass(Pass):
                     context.note_algorithm(layer.name, one.algorithm, one.input_rows)
         context.report(notes_on_kernels([context.packed[layer.name] for layer in self.mine(context)]))
 
+    def pack_empty(self, context: QuantContext) -> None:
+        """Give the context packed layers without values, on the meta device, so that it is known what they will weigh.
+
+        Args:
+            context: Shared state; the plan is final.
+        """
+        empty: dict[tuple[object, ...], Represented] = {}
+        for layer in [one.name for one in self.mine(context)]:
+            scheme, forms = context.plan[layer].scheme or self.scheme, context.packable(layer).forms
+            weights = {}
+            for name in context.weight_names(layer):
+                key = (*context.leading(layer, name), forms[name])
+                weight = empty_weight(forms[name], scheme, context.original_weight(layer, name).dtype)
+                weights[name] = empty.setdefault(key, Represented(weight, _UNCHECKED))
+            context.packed[layer] = self.assembled(layer, scheme, weights, context)
+
     def represented(
         self, layer: str, scheme: AnyScheme, represent: Represent, context: QuantContext
     ) -> dict[str, Represented]:
@@ -262,6 +278,9 @@ class PackPass(Pass):
         missing = [layer.name for layer in self.mine(context) if layer.name not in context.packed]
         if missing:
             raise PassError(f"not packed although planned: {quoted(missing)}", layers=missing)
+
+
+_UNCHECKED = Intended(lambda _packed: True)
 
 
 def range_of(weight: Tensor) -> float:

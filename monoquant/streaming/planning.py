@@ -9,10 +9,8 @@ import attrs
 from monoquant.context import QuantContext
 from monoquant.disk.header import Stored
 from monoquant.errors import ConfigError
-from monoquant.modules.packed_layer import Represented
 from monoquant.modules.packed_module import PREFIX
-from monoquant.modules.packed_weight import Intended, PackedWeight
-from monoquant.modules.storage import empty_weight
+from monoquant.modules.packed_weight import PackedWeight
 from monoquant.modules.tensor_holder import hold
 from monoquant.numerics.grouping import chunk_rows
 from monoquant.passes.base import Pass
@@ -26,7 +24,6 @@ from monoquant.streaming.reading import BLOCK_BYTES, BlockReader, lies_by_rows
 from monoquant.values import BUILT_IN, CALLER, AnyScheme, Finding, HalfScheme, Severity
 
 _WORK = ("prepare", "requires", "run", "ensures")
-_UNCHECKED = Intended(lambda _packed: True)  # rows are checked as they go by
 
 
 @attrs.frozen(eq=False)
@@ -131,15 +128,12 @@ def pack_empty(quantizer: Quantizer, context: QuantContext, reader: BlockReader)
 
 
 def _of_pass(pass_: PackPass, context: QuantContext, reader: BlockReader) -> Iterator[StreamedWeight]:
+    pass_.pack_empty(context)
     for layer in pass_.mine(context):
-        scheme, forms = context.plan[layer.name].scheme or pass_.scheme, context.packable(layer.name).forms
-        weights = {}
-        for name in context.weight_names(layer.name):
+        scheme = context.plan[layer.name].scheme or pass_.scheme
+        for name, empty in context.packed[layer.name].weights.items():
             stored = reader.source.tensors[joined(layer.name, name)]
-            weights[name] = empty_weight(forms[name], scheme, stored.dtype)
-            yield StreamedWeight(layer.name, name, scheme, stored, weights[name])
-        represented = {name: Represented(weight, _UNCHECKED) for name, weight in weights.items()}
-        context.packed[layer.name] = pass_.assembled(layer.name, scheme, represented, context)
+            yield StreamedWeight(layer.name, name, scheme, stored, empty)
 
 
 def _fits_blocks(weight: StreamedWeight) -> bool:

@@ -34,13 +34,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "usage: monoquant"),
-        (["train"], "invalid choice: 'train'"),
-        (["demo", "--steps", "0"], "'0' is not a whole number >= 1"),
-        (["demo", "--steps", "-3"], "'-3' is not a whole number >= 1"),
-        (["demo", "--steps", "many"], "'many' is not a whole number >= 1"),
-        (["demo", "--colour"], "unrecognized arguments: --colour"),
-        (["plugins", "--plugin"], "expected one argument"),
+        ([], "Usage: monoquant"),
+        (["train"], "No such command 'train'"),
+        (["demo", "--steps", "0"], "0 is not in the range x>=1"),
+        (["demo", "--steps", "-3"], "-3 is not in the range x>=1"),
+        (["demo", "--steps", "many"], "'many' is not a valid integer range"),
+        (["demo", "--colour"], "No such option '--colour'"),
+        (["plugins", "--plugin"], "Option '--plugin' requires an argument"),
+        (["plugins", "--quiet", "--verbose"], "--quiet and --verbose exclude each other"),
     ],
 )
 def test_wrong_usage(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +72,7 @@ def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_plugins_are_listed(rules: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With what they implement; without any it says so."""
-    assert cli.main(["plugins", "--plugin", rules]) == 0
+    assert cli.main(["plugins", "--trust-code", "--plugin", rules]) == 0
     shown = capsys.readouterr()
     name, *hooks = shown.out.splitlines()
     assert name.startswith("rules.py (rules.py sha256:")
@@ -86,7 +87,7 @@ def test_a_hook_that_nothing_calls_is_listed(rules: str, capsys: pytest.CaptureF
     """A misspelt optional hook would be silent otherwise."""
     optional = "\n\n@mq.hookimpl(optionalhook=True)\ndef monoquant_register_devices(device): ...\n"
     Path(rules).write_text(f"{PLUGIN}{optional}")
-    assert cli.main(["plugins", "--plugin", rules]) == 0
+    assert cli.main(["plugins", "--trust-code", "--plugin", rules]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "    monoquant_register_skip_rules",
         "    monoquant_register_devices (never called: this monoquant does not have it)",
@@ -98,17 +99,17 @@ def test_notes_of_an_error_are_told(
 ) -> None:
     """They name the plugin."""
     Path("settings.py").write_text(PLUGIN.replace("return", "raise mq.ConfigError('GATE is not set')\n    return"))
-    monkeypatch.setattr(cli, "run_demo", lambda *_, plugins, **__: plugins.registry(mq.Scheme()))
-    assert cli.main(["demo", "--plugin", "settings.py"]) == 1
+    monkeypatch.setattr("monoquant.cli.commands.demo.run_demo", lambda *_, plugins, **__: plugins.registry(mq.Scheme()))
+    assert cli.main(["demo", "--trust-code", "--plugin", "settings.py"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first == "monoquant: GATE is not set"
-    assert second.startswith("monoquant: raised by monoquant_register_skip_rules of plugin settings.py")
+    assert second.startswith("raised by monoquant_register_skip_rules of plugin settings.py")
 
 
 def test_a_broken_plugin_is_listed_and_fails_the_command(rules: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What is wrong stands below its name, beside those that work."""
     Path("broken.py").write_text("import a_package_nobody_has")
-    assert cli.main(["plugins", "--plugin", "broken.py", "--plugin", rules]) == 1
+    assert cli.main(["plugins", "--trust-code", "--plugin", "broken.py", "--plugin", rules]) == 3
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("): broken")
     assert lines[1].startswith("    plugin broken.py: it cannot be imported (ModuleNotFoundError")
@@ -125,7 +126,7 @@ def test_plugins_can_be_blocked_and_turned_off(
     assert capsys.readouterr().out == "example:example (example 2.0): blocked\n"
     assert cli.main(["plugins", "--no-plugins"]) == 0
     assert capsys.readouterr().out == "no plugins\n"
-    assert cli.main(["plugins", "--block-plugin", "other"]) == 1
+    assert cli.main(["plugins", "--block-plugin", "other"]) == 2
     assert capsys.readouterr().err.startswith(
         "monoquant: no plugin to block is called 'other', the plugins are: example"
     )
@@ -133,7 +134,7 @@ def test_plugins_can_be_blocked_and_turned_off(
 
 def test_calls_of_hooks_can_be_traced(rules: str, capsys: pytest.CaptureFixture[str]) -> None:
     """On stderr, so that the output stays clean."""
-    assert cli.main(["plugins", "--plugin", rules, "--trace-plugins"]) == 0
+    assert cli.main(["plugins", "--trust-code", "--plugin", rules, "--trace-plugins"]) == 0
     shown = capsys.readouterr()
     assert "rules.py sha256:" in shown.err
     assert "monoquant_register_skip_rules(scheme=Scheme) -> [NameRule('head')]" in shown.err
@@ -145,22 +146,22 @@ def test_the_demo_takes_plugins(
 ) -> None:
     """As everything does that quantizes."""
     given: list[mq.PluginManager] = []
-    monkeypatch.setattr(cli, "run_demo", lambda *_, plugins, **__: given.append(plugins))
-    assert cli.main(["demo", "--plugin", rules]) == 0
+    monkeypatch.setattr("monoquant.cli.commands.demo.run_demo", lambda *_, plugins, **__: given.append(plugins))
+    assert cli.main(["demo", "--trust-code", "--plugin", rules]) == 0
     assert [origin.name for origin in given[0].plugins] == ["rules.py"]
     Path("broken.py").write_text("import a_package_nobody_has")
-    assert cli.main(["demo", "--plugin", "broken.py"]) == 1
+    assert cli.main(["demo", "--trust-code", "--plugin", "broken.py"]) == 3
     assert capsys.readouterr().err.startswith("monoquant: plugin broken.py: it cannot be imported")
 
 
 def test_failures_have_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A failed gate is exit code 1 and one clean message."""
+    """What a user can mend is one clean message."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise mq.InputError("nothing to do")
 
-    monkeypatch.setattr(cli, "run_demo", fail)
-    assert cli.main(["demo"]) == 1
+    monkeypatch.setattr("monoquant.cli.commands.demo.run_demo", fail)
+    assert cli.main(["demo"]) == 3
     assert capsys.readouterr().err == "monoquant: nothing to do\n"
 
 
@@ -170,9 +171,9 @@ def test_ctrl_c_has_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_demo", interrupt)
+    monkeypatch.setattr("monoquant.cli.commands.demo.run_demo", interrupt)
     assert cli.main(["demo"]) == 130
-    assert capsys.readouterr().err == "monoquant: interrupted\n"
+    assert capsys.readouterr().err == "monoquant: interrupted: nothing was written, and what was there is as it was\n"
 
 
 def test_a_reader_that_leaves_is_no_traceback() -> None:
@@ -185,5 +186,5 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     demo.stdout.close()
     told = demo.stderr.read()
     demo.stderr.close()
-    assert demo.wait() == 1
+    assert demo.wait() == 0
     assert "Traceback" not in told

@@ -1,0 +1,88 @@
+"""All commands, and what becomes of what they raise."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import click
+
+from monoquant.cli.commands.demo import demo
+from monoquant.cli.commands.plugins import plugins
+from monoquant.cli.exits import EXIT_FINE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, exit_code_of
+from monoquant.cli.streams import Streams
+from monoquant.errors import MonoquantError
+
+DEBUG = "MONOQUANT_DEBUG"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("monoquant"), prog_name="monoquant", message="%(prog)s %(version)s")
+def commands() -> None:
+    """4-, 8- and 16-bit quantization of PyTorch models: says what it did, and what it cost.
+
+    Exit codes: 0 fine; 1 a quality gate or a check failed; 2 wrong usage, settings or recipe; 3 a model, data, file or
+    plugin is refused; 4 an error of monoquant's own; 130 interrupted.
+    """
+
+
+for _one in (plugins, demo):
+    commands.add_command(_one)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command, and tell what it raises.
+
+    Args:
+        arguments: Words after ``monoquant``.
+
+    Returns:
+        The exit code.
+    """
+    streams = Streams("monoquant")
+    try:
+        with commands.make_context("monoquant", list(arguments)) as context, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what people should know is in findings; libraries' warnings are not
+            context.obj = streams
+            try:
+                code: int = commands.invoke(context)
+            finally:
+                streams = context.obj
+        streams.finish(code)
+        return code
+    except click.exceptions.Exit as stopped:
+        return stopped.exit_code
+    except click.UsageError as error:
+        error.show()
+        return EXIT_USAGE
+    except click.ClickException as error:
+        error.show()
+        return exit_code_of(error)
+    except BrokenPipeError:
+        # The reader (head, say) has left: keep Python from failing once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FINE
+    except (KeyboardInterrupt, click.Abort):
+        streams.fail("interrupted: nothing was written, and what was there is as it was")
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        return _told(error, streams)
+
+
+def _told(error: Exception, streams: Streams) -> int:
+    code = exit_code_of(error)
+    notes = getattr(error, "__notes__", ())
+    if isinstance(error, MonoquantError) and code != EXIT_INTERNAL:
+        streams.fail("\n".join([str(error), *notes]))
+    else:
+        kind = type(error).__name__
+        streams.fail("\n".join([f"an error of monoquant's own or of a plugin, {kind}: {error}", *notes]))
+        streams.fail(f"set {DEBUG}=1 to see where it arose; please report it")
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error)
+    streams.finish(code, error)
+    return code

@@ -1,0 +1,129 @@
+"""What every command has: streams, a meter, plugins, and the leave to run code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import click
+
+from monoquant.cli.meter import Meter
+from monoquant.cli.streams import Streams
+from monoquant.cli.watching import StageWatcher
+from monoquant.errors import ConfigError
+from monoquant.hooks import PluginManager
+from monoquant.values import BUILT_IN
+
+_WATCHER = "monoquant's own meter"
+
+
+@attrs.frozen(eq=False)
+class Session:
+    """One call of a command.
+
+    Args:
+        streams: Where things are told.
+        meter: What shows how far it is.
+        watcher: What tells the meter of passes.
+        trust_code: Whether code that arguments name may run.
+        plugin_options: What the command line says of plugins.
+    """
+
+    streams: Streams
+    meter: Meter
+    watcher: StageWatcher
+    trust_code: bool
+    plugin_options: dict[str, Any]
+
+    def plugins(self, on_broken: Literal["error", "leave out"] = "error", **more: Any) -> PluginManager:
+        """The plugins that take part.
+
+        Args:
+            on_broken: As in PluginManager.
+            more: What a recipe says of them: ``discover``, ``block``, ``add``; the command line goes first.
+        """
+        own = self.plugin_options
+        files = [*more.get("add", ()), *own["add"]]
+        if files and not self.trust_code:
+            raise ConfigError(
+                f"plugin files run code, as {', '.join(map(str, files))} would: read them, then give --trust-code"
+            )
+        manager = PluginManager(
+            files,
+            discover=own["discover"] and more.get("discover", True),
+            block=[*more.get("block", ()), *own["block"]],
+            trace=own["trace"],
+            on_broken=on_broken,
+        )
+        manager.register(self.watcher, BUILT_IN, _WATCHER)
+        return manager
+
+    @contextmanager
+    def stage(self, what: str) -> Iterator[None]:
+        """Say what the block does.
+
+        Args:
+            what: For a person.
+        """
+        self.streams.detail(what)
+        with self.meter.stage(what):
+            yield
+
+
+_OPTIONS = (
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of text."),
+    click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
+    click.option("-v", "--verbose", is_flag=True, help="More on stderr, and all there is in tables."),
+)
+_PLUGIN_OPTIONS = (
+    click.option(
+        "--plugin", "add", multiple=True, type=click.Path(path_type=Path), help="Run this .py file as a plugin."
+    ),
+    click.option("--block-plugin", "block", multiple=True, metavar="NAME", help="Leave this plugin out."),
+    click.option("--no-plugins", "no_plugins", is_flag=True, help="Leave all installed plugins out."),
+    click.option("--trace-plugins", "trace", is_flag=True, help="Tell every call of a hook on stderr."),
+    click.option(
+        "--trust-code",
+        is_flag=True,
+        help="Let code run that arguments name: plugin files, package.module:factory, and code in model folders. "
+        "Without it nothing but installed packages runs.",
+    ),
+)
+
+
+def command(function: Callable[..., int]) -> click.Command:
+    """Make a command of a function that takes a Session, and what its own options say.
+
+    Args:
+        function: Returns an exit code; its name is that of the command, its docstring the help.
+    """
+
+    @functools.wraps(function)
+    def run(
+        as_json: bool,
+        quiet: bool,
+        verbose: bool,
+        no_plugins: bool,
+        trust_code: bool,
+        add: tuple[Path, ...],
+        block: tuple[str, ...],
+        trace: bool,
+        **own: Any,
+    ) -> int:
+        if quiet and verbose:
+            raise ConfigError("--quiet and --verbose exclude each other: give one of them")
+        streams = Streams(function.__name__, as_json, -1 if quiet else int(verbose))
+        click.get_current_context().find_root().obj = streams
+        meter = Meter(streams.err, is_shown=not quiet)
+        options = {"add": add, "block": block, "discover": not no_plugins, "trace": True if trace else None}
+        session = Session(streams, meter, StageWatcher(meter), trust_code, options)
+        with meter.running():
+            return function(session, **own)
+
+    for option in reversed((*_OPTIONS, *_PLUGIN_OPTIONS)):
+        run = option(run)
+    return click.command(function.__name__)(run)
