@@ -1,0 +1,76 @@
+"""Where a result goes: checked before any work is done for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+
+from monoquant.errors import ConfigError, FileError
+from monoquant.formats.base import Exporter
+from monoquant.registry import Registered
+
+FOLDER_FORMAT = "huggingface"
+
+
+@attrs.frozen
+class Target:
+    """A file or folder to be written.
+
+    Args:
+        path: Where.
+        format: Name of its format.
+    """
+
+    path: Path
+    format: str
+
+
+def target_of(
+    path: Path,
+    format: str | None,
+    exporters: tuple[Registered[Exporter], ...],
+    *,
+    model: Path | None,
+    is_huggingface: bool,
+    overwrite: bool,
+) -> Target:
+    """What a command line means by its output.
+
+    Args:
+        path: As given.
+        format: As given; default: by the end of the path; a path without one is a folder for transformers.
+        exporters: All there are.
+        model: The file or folder that is read; None where it is none.
+        is_huggingface: Whether the model comes from a folder that transformers reads.
+        overwrite: Whether what is there may be replaced.
+
+    Raises:
+        ConfigError: For a format that nobody writes, and for what must not be replaced.
+        FileError: When the folder to write to does not exist.
+    """
+    found = format or _by_end(path, exporters) or (FOLDER_FORMAT if is_huggingface and not path.suffix else None)
+    names = [entry.value.name for entry in exporters]
+    if found not in names:
+        ends = ", ".join(f"{end} ({entry.value.name})" for entry in exporters for end in entry.value.suffixes)
+        given = f"--format {format}" if format else f"--output {path}"
+        raise ConfigError(f"{given}: give --format with one of {', '.join(names)}, or an output that ends in {ends}")
+    if not path.absolute().parent.is_dir():
+        raise FileError(f"{path}: the folder {path.absolute().parent} does not exist; create it first")
+    _refuse_loss(path, model, overwrite=overwrite)
+    return Target(path, found)
+
+
+def _by_end(path: Path, exporters: tuple[Registered[Exporter], ...]) -> str | None:
+    fitting = [entry.value.name for entry in exporters if path.name.endswith(tuple(entry.value.suffixes) or ("\0",))]
+    return fitting[0] if fitting else None
+
+
+def _refuse_loss(path: Path, model: Path | None, *, overwrite: bool) -> None:
+    target = path.resolve()
+    held = {"the model": model, "the current folder": Path()}
+    for what, place in held.items():
+        if place is not None and (target == place.resolve() or target in place.resolve().parents):
+            raise ConfigError(f"--output {path}: it is, or holds, {what}, and would be replaced; give another name")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"--output {path}: it exists; give another name, or --overwrite to replace it")
