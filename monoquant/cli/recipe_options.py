@@ -54,7 +54,9 @@ _SCHEME_OPTIONS = (
     click.option("--skip", multiple=True, metavar="NAME", help="Keep layers of this name in float; may be repeated."),
 )
 _DATA_OPTIONS = (
-    click.option("--data", metavar="DATA", help="Calibration data: .safetensors, .npy, text, or package.module:factory."),
+    click.option(
+        "--data", metavar="DATA", help="Calibration data: .safetensors, .npy, text, or package.module:factory."
+    ),
     click.option("--tokenizer", metavar="FOLDER", help="For text; default: the model's folder."),
     click.option("--samples", type=int, help="Samples to use at most; 150 by default."),
     click.option("--batch-size", type=int, help="Samples that are run at once."),

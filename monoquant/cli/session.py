@@ -39,6 +39,11 @@ class Session:
     trust_code: bool
     plugin_options: dict[str, Any]
 
+    @property
+    def verbose(self) -> bool:
+        """Whether all there is was asked for."""
+        return self.streams.verbosity > 0
+
     def plugins(self, on_broken: Literal["error", "leave out"] = "error", **more: Any) -> PluginManager:
         """The plugins that take part.
 

@@ -13,7 +13,7 @@ from monoquant.report.table import HEADINGS, cells, finding_lines, summary_lines
 
 _SHOWN = 20
 _STYLES = {"quantize": "green", "skip": "dim", "unsupported": "yellow"}
-_RIGHT = frozenset({"before", "after", "weight dB", "output dB"})
+_RIGHT = frozenset({"before", "after", "weight dB", "output dB", "parameters", "bytes"})
 
 
 def report_view(report: QuantReport, console: Console, *, everything: bool) -> RenderableType:
@@ -29,7 +29,10 @@ def report_view(report: QuantReport, console: Console, *, everything: bool) -> R
     records = worst_first(report.layers)
     shown = records if everything else records[:_SHOWN]
     rest = len(records) - len(shown)
-    parts: list[RenderableType] = [Text("\n".join(summary_lines(report))), table(HEADINGS, [cells(one) for one in shown])]
+    parts: list[RenderableType] = [
+        Text("\n".join(summary_lines(report))),
+        table(HEADINGS, [cells(one) for one in shown]),
+    ]
     if rest:
         parts.append(Text(f"... and {rest} more layers; --verbose shows them", style="dim"))
     return Group(*parts, Text("\n".join(finding_lines(report.findings))))
