@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from monoquant.cli.session import Session
+from monoquant.modules.tensor_holder import hold
 from monoquant.opening import OpenedModel, open_model
+from monoquant.streaming.source import TensorSource
 
 
 def opened(session: Session, given: str) -> OpenedModel:
@@ -17,3 +21,17 @@ def opened(session: Session, given: str) -> OpenedModel:
         model = open_model(given, trust_code=session.trust_code)
     session.streams.detail(f"{given}: {model.described}")
     return model
+
+
+def skeleton(model: OpenedModel) -> nn.Module:
+    """A float model for looking at: its weights may be on the meta device, where only their shapes are known.
+
+    Args:
+        model: The opened model.
+    """
+    if model.can_run:
+        return model.module()
+    if model.streamable is None:
+        return hold(model.state())
+    with TensorSource(model.streamable) as source:
+        return hold(source.state())

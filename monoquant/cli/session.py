@@ -14,11 +14,14 @@ import click
 from monoquant.cli.meter import Meter
 from monoquant.cli.streams import Streams
 from monoquant.cli.watching import StageWatcher
-from monoquant.errors import ConfigError
+from monoquant.errors import ConfigError, InputError
 from monoquant.hooks import PluginManager
+from monoquant.recipes import PluginsTable
 from monoquant.values import BUILT_IN
 
 _WATCHER = "monoquant's own meter"
+_NOTHING_SAID = PluginsTable()
+_HERE = Path()
 
 
 @attrs.frozen(eq=False)
@@ -44,23 +47,32 @@ class Session:
         """Whether all there is was asked for."""
         return self.streams.verbosity > 0
 
-    def plugins(self, on_broken: Literal["error", "leave out"] = "error", **more: Any) -> PluginManager:
+    def plugins(
+        self,
+        table: PluginsTable = _NOTHING_SAID,
+        folder: Path = _HERE,
+        on_broken: Literal["error", "leave out"] = "error",
+    ) -> PluginManager:
         """The plugins that take part.
 
         Args:
+            table: What a recipe says of them, beside the command line; default: nothing.
+            folder: Where paths in it start; default: the current folder.
             on_broken: As in PluginManager.
-            more: What a recipe says of them: ``discover``, ``block``, ``add``; the command line goes first.
+
+        Raises:
+            InputError: For plugin files that are not trusted.
+            PluginError: When a plugin is wrong.
         """
         own = self.plugin_options
-        files = [*more.get("add", ()), *own["add"]]
+        files = [*(folder / file for file in table.files), *own["add"]]
         if files and not self.trust_code:
-            raise ConfigError(
-                f"plugin files run code, as {', '.join(map(str, files))} would: read them, then give --trust-code"
-            )
+            named = ", ".join(map(str, files))
+            raise InputError(f"plugin files run code: {named}; look at them, then allow it with --trust-code")
         manager = PluginManager(
             files,
-            discover=own["discover"] and more.get("discover", True),
-            block=[*more.get("block", ()), *own["block"]],
+            discover=own["discover"] and table.installed,
+            block=[*table.block, *own["block"]],
             trace=own["trace"],
             on_broken=on_broken,
         )

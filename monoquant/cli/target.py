@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import attrs
@@ -9,6 +10,7 @@ import attrs
 from monoquant.errors import ConfigError, FileError
 from monoquant.formats.base import Exporter
 from monoquant.registry import Registered
+from monoquant.report.table import format_bytes
 
 FOLDER_FORMAT = "huggingface"
 
@@ -74,3 +76,31 @@ def _refuse_loss(path: Path, model: Path | None, *, overwrite: bool) -> None:
             raise ConfigError(f"--output {path}: it is, or holds, {what}, and would be replaced; give another name")
     if path.exists() and not overwrite:
         raise ConfigError(f"--output {path}: it exists; give another name, or --overwrite to replace it")
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Refuse work whose result would not fit on the disk.
+
+    Args:
+        path: Where it will go.
+        needed: Bytes.
+
+    Raises:
+        FileError: With what is needed, and what is free.
+    """
+    free = shutil.disk_usage(path.absolute().parent).free
+    if free < needed:
+        raise FileError(
+            f"{path}: no space left, the result needs {format_bytes(needed)} and its folder has {format_bytes(free)} "
+            "free; make room, or give another folder"
+        )
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder.
+
+    Args:
+        path: The file or folder.
+    """
+    files = [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
+    return sum(one.stat().st_size for one in files)

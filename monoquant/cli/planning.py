@@ -1,0 +1,73 @@
+"""Recipes as a command runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from torch import Tensor, nn
+
+from monoquant.cli.session import Session
+from monoquant.disk.kinds import FileKind, kind_of
+from monoquant.hooks import PluginManager
+from monoquant.opening import OpenedKind, OpenedModel
+from monoquant.recipes import PluginsTable, Recipe, RecipePlan, located, plan_recipe, quantize_options
+
+_TEXTS = (FileKind.OTHER, FileKind.JSON)
+
+
+def completed(recipe: Recipe, model: OpenedModel) -> Recipe:
+    """A recipe with what commands do unless they are told otherwise.
+
+    CRITICAL damage fails, and texts are read by the model's own tokenizer.
+
+    Args:
+        recipe: As given.
+        model: The model.
+    """
+    values: dict[str, Any] = {}
+    if recipe.gate.accuracy_warning is None and recipe.validation.run:
+        values["gate.accuracy_warning"] = "error"
+    if model.kind is OpenedKind.HUGGINGFACE and model.path is not None:
+        for name in ("calibration", "compare"):
+            table = getattr(recipe, name)
+            if table is not None and table.tokenizer is None and _is_text(recipe, table.data):
+                values[f"{name}.tokenizer"] = str(model.path.absolute())
+    return recipe.with_values(values)
+
+
+def _is_text(recipe: Recipe, data: str) -> bool:
+    path = located(recipe, data)
+    return path.is_file() and kind_of(path) in _TEXTS
+
+
+def forecast_of(
+    session: Session, recipe: Recipe, model: nn.Module | Mapping[str, Tensor], plugins: PluginManager
+) -> RecipePlan:
+    """What a recipe will make of a model.
+
+    Args:
+        session: Of the command.
+        recipe: The recipe.
+        model: A float model or its state dict; weights on the meta device are fine.
+        plugins: Who takes part.
+    """
+    with session.stage("planning"):
+        return plan_recipe(recipe, model, plugins=plugins)
+
+
+def run_options(session: Session, recipe: Recipe, plugins: PluginManager) -> dict[str, Any]:
+    """What ``quantize(model, **options)`` is called with.
+
+    Args:
+        session: Of the command.
+        recipe: The recipe.
+        plugins: Who takes part.
+    """
+    # Plugins are loaded already, those of the command line among them.
+    without = attrs.evolve(recipe, plugins=PluginsTable())
+    with session.stage("reading data"):
+        options = quantize_options(without, trust_code=session.trust_code)
+    counted = {"progress": session.watcher.count_samples} if recipe.calibration is not None else {}
+    return {**options, **counted, "plugins": plugins, "recipe": recipe.to_toml()}
