@@ -11,9 +11,14 @@ from importlib.metadata import version
 
 import click
 
+from monoquant.cli.commands.compare import compare
 from monoquant.cli.commands.demo import demo
+from monoquant.cli.commands.inspect import inspect
+from monoquant.cli.commands.plan import plan
 from monoquant.cli.commands.plugins import plugins
-from monoquant.cli.exits import EXIT_FINE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, exit_code_of
+from monoquant.cli.commands.quantize import quantize
+from monoquant.cli.commands.validate import validate
+from monoquant.cli.exits import EXIT_FINE, EXIT_GATE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, exit_code_of
 from monoquant.cli.streams import Streams
 from monoquant.errors import MonoquantError
 
@@ -30,7 +35,7 @@ def commands() -> None:
     """
 
 
-for _one in (plugins, demo):
+for _one in (plan, quantize, inspect, validate, compare, plugins, demo):
     commands.add_command(_one)
 
 
@@ -75,7 +80,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _told(error: Exception, streams: Streams) -> int:
     code = exit_code_of(error)
-    notes = getattr(error, "__notes__", ())
+    # Which pass noticed that a limit is not kept, is nobody's concern.
+    notes = () if code == EXIT_GATE else getattr(error, "__notes__", ())
     if isinstance(error, MonoquantError) and code != EXIT_INTERNAL:
         streams.fail("\n".join([str(error), *notes]))
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from monoquant.cli.session import Session
 from monoquant.modules.tensor_holder import hold
-from monoquant.opening import OpenedModel, open_model
+from monoquant.opening import OpenedKind, OpenedModel, open_model
 from monoquant.streaming.source import TensorSource
 
 
@@ -35,3 +37,15 @@ def skeleton(model: OpenedModel) -> nn.Module:
         return hold(model.state())
     with TensorSource(model.streamable) as source:
         return hold(source.state())
+
+
+def float_state(model: OpenedModel) -> Mapping[str, Tensor]:
+    """The float weights of any model by the names that reports know.
+
+    Args:
+        model: The opened model; a quantized one is dequantized.
+    """
+    if model.kind is OpenedKind.QUANTIZED:
+        return model.dequantized_state()
+    # A checkpoint may name tensors otherwise than the modules that they are put into.
+    return model.module().state_dict() if model.can_run else model.state()

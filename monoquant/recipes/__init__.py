@@ -1,7 +1,14 @@
 """Everything that quantize() can do, as a TOML file; needs the extra ``cli``."""
 
 from monoquant.recipes.explaining import RecipeExplanation, RecipeLine, explain
-from monoquant.recipes.options import gate_of, plugins_of, quantize_file_options, quantize_options
+from monoquant.recipes.options import (
+    beyond_files,
+    gate_of,
+    located,
+    plugins_of,
+    quantize_file_options,
+    quantize_options,
+)
 from monoquant.recipes.planning import RecipePlan, plan_recipe
 from monoquant.recipes.recipe import Recipe
 from monoquant.recipes.tables import (
@@ -32,8 +39,10 @@ __all__ = [
     "SkipDefaultsTable",
     "SkipEntry",
     "ValidationTable",
+    "beyond_files",
     "explain",
     "gate_of",
+    "located",
     "plan_recipe",
     "plugins_of",
     "quantize_file_options",

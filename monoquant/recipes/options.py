@@ -69,7 +69,7 @@ def quantize_file_options(recipe: Recipe, *, trust_code: bool = False) -> dict[s
         FileError: For files that cannot be read.
         PluginError: When a plugin is wrong.
     """
-    beyond = _beyond_files(recipe)
+    beyond = beyond_files(recipe)
     if beyond:
         raise ConfigError(
             f"a file is quantized without being run, and codes are rounded to nearest: leave out {', '.join(beyond)}; "
@@ -79,7 +79,12 @@ def quantize_file_options(recipe: Recipe, *, trust_code: bool = False) -> dict[s
     return {**scheme, **skip_options(recipe), **_judging(recipe, trust_code)}
 
 
-def _beyond_files(recipe: Recipe) -> list[str]:
+def beyond_files(recipe: Recipe) -> list[str]:
+    """Keys that need more than a file of weights, which nothing can run.
+
+    Args:
+        recipe: The recipe.
+    """
     scheme = plain(recipe.scheme)
     keys = [f"scheme.{key}" for key in _ONLY_IN_MEMORY if key in scheme]
     keys += [f"scheme.{key}" for key, fine in _ROUNDED.items() if scheme.get(key, fine[0]) not in fine]

@@ -8,6 +8,7 @@ import attrs
 from torch import Tensor, nn
 
 from monoquant.api.quantizing import quantizer_of
+from monoquant.hooks import PluginManager
 from monoquant.modules.tensor_holder import hold
 from monoquant.passes.calibration import CalibrationPass
 from monoquant.passes.pack import PackPass
@@ -16,7 +17,9 @@ from monoquant.precision import chosen_algorithm, packing_pass, require_more_car
 from monoquant.recipes.explaining import RecipeExplanation, explain
 from monoquant.recipes.options import plugins_of, scheme_options, skip_options
 from monoquant.recipes.recipe import Recipe
-from monoquant.values import Decision, Finding
+from monoquant.report import QuantReport
+from monoquant.source import inventory
+from monoquant.values import Decision
 
 
 @attrs.frozen
@@ -25,26 +28,33 @@ class RecipePlan:
 
     Args:
         decisions: Exactly one for every layer, in model order.
-        findings: What a person should know, worst first.
         explanation: What each line of the recipe did.
+        forecast: The report so far: the plan, bytes as they will be, and findings that need no measurement.
     """
 
     decisions: tuple[Decision, ...]
-    findings: tuple[Finding, ...]
     explanation: RecipeExplanation
+    forecast: QuantReport
 
     def __str__(self) -> str:
         layers = "\n".join(map(str, self.decisions))
         return f"{self.explanation}\n\n{layers}"
 
 
-def plan_recipe(recipe: Recipe, model: nn.Module | Mapping[str, Tensor], *, trust_code: bool = False) -> RecipePlan:
+def plan_recipe(
+    recipe: Recipe,
+    model: nn.Module | Mapping[str, Tensor],
+    *,
+    trust_code: bool = False,
+    plugins: PluginManager | None = None,
+) -> RecipePlan:
     """Decide on every layer as the recipe says; no data is read and nothing is measured.
 
     Args:
         recipe: The recipe.
         model: A float model or its state dict; weights on the meta device are fine. It is left alone.
         trust_code: Whether plugin files may run; default False.
+        plugins: Who takes part; default: whom the recipe names.
 
     Returns:
         The plan; what a budget (``target_bits_per_weight``, ``target_sqnr_db``) changes needs data, and is not in it.
@@ -57,10 +67,11 @@ def plan_recipe(recipe: Recipe, model: nn.Module | Mapping[str, Tensor], *, trus
     skips = SkipSelectionPass.from_options(extra_rules=rules, defaults=target == "int4", **options)
     require_more_careful(recipe.skip_defaults.to, target)
     steps = (skips, _unread(recipe), _packing(recipe), *secondary_passes(target))
-    quantizer = quantizer_of(steps, plugins_of(recipe, trust_code=trust_code), (), recipe.to_toml())
-    context = quantizer.planned(hold(model) if isinstance(model, Mapping) else model)
-    findings = tuple(sorted(context.findings, key=lambda finding: -finding.severity))
-    return RecipePlan(context.decisions(), findings, explain(recipe, context.layers, context.decisions()))
+    taking_part = plugins_of(recipe, trust_code=trust_code) if plugins is None else plugins
+    quantizer = quantizer_of(steps, taking_part, (), recipe.to_toml())
+    module = hold(model) if isinstance(model, Mapping) else model
+    decisions = quantizer.plan(module)
+    return RecipePlan(decisions, explain(recipe, inventory(module), decisions), quantizer.forecast(module))
 
 
 def _unread(recipe: Recipe) -> CalibrationPass | None:

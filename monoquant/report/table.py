@@ -86,11 +86,16 @@ def render(report: ReportData) -> str:
     Args:
         report: The report.
     """
-    rows = [HEADINGS, *(_row(record) for record in worst_first(report.layers))]
-    return "\n".join([*_summary(report), "", *aligned(rows), *_findings(report.findings)])
+    rows = [HEADINGS, *(cells(record) for record in worst_first(report.layers))]
+    return "\n".join([*summary_lines(report), "", *aligned(rows), *finding_lines(report.findings)])
 
 
-def _row(record: LayerReport) -> tuple[str, ...]:
+def cells(record: LayerReport) -> tuple[str, ...]:
+    """A layer's row, in the order of HEADINGS.
+
+    Args:
+        record: Of the layer.
+    """
     reason = f"{record.reason} by {record.algorithm}" if record.algorithm else record.reason
     why = "; ".join(filter(None, (reason, record.compute, record.remedy)))
     if record.aliases:
@@ -105,7 +110,12 @@ def _decibels(record: LayerReport) -> tuple[float | None, float | None]:
     return record.weight_sqnr_db, record.output_sqnr_db
 
 
-def _summary(report: ReportData) -> list[str]:
+def summary_lines(report: ReportData) -> list[str]:
+    """What there is to say of the whole run.
+
+    Args:
+        report: The report.
+    """
     counts = ", ".join(f"{len(report.by_action(action))} {action.value}" for action in _ORDER)
     ratio = report.original_bytes / max(report.quantized_bytes, 1)
     before, after = format_bytes(report.original_bytes), format_bytes(report.quantized_bytes)
@@ -158,7 +168,12 @@ def _smallest(values: list[float]) -> float:
     return math.nan if any(map(math.isnan, values)) else min(values)
 
 
-def _findings(findings: tuple[Finding, ...]) -> list[str]:
+def finding_lines(findings: tuple[Finding, ...]) -> list[str]:
+    """What a person should know, worst first; likes are told together.
+
+    Args:
+        findings: Of the report.
+    """
     if not findings:
         return ["", "no findings"]
     return ["", "findings:", *(told(first, text) for first, text in grouped(findings))]

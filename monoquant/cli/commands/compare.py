@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Final
 
 import click
-from torch import Tensor
 
+from monoquant.api import Gate
 from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
-from monoquant.cli.opening import opened
+from monoquant.cli.opening import float_state, opened
 from monoquant.cli.session import Session, command
-from monoquant.opening import OpenedKind, OpenedModel
-from monoquant.report import ReportDifference, compare_reports, compare_weights
+from monoquant.gates.baseline import Baseline
+from monoquant.opening import OpenedKind
+from monoquant.report import QuantReport, compare_reports, compare_weights
+from monoquant.report.plain import to_plain
+from monoquant.report.wording import grouped, told
 
-_WITH_REPORT = (OpenedKind.QUANTIZED, OpenedKind.REPORT)
+_ANYTHING: Final = 1e9
+_WITH_REPORT: Final = (OpenedKind.QUANTIZED, OpenedKind.REPORT)
 
 
 @command
@@ -31,41 +35,38 @@ def compare(
     by their weights, dequantized where they are quantized, with A as the signal of the SQNR.
     """
     one, other = opened(session, first), opened(session, second)
-    by_reports = not weights and one.kind in _WITH_REPORT and other.kind in _WITH_REPORT
-    if not by_reports:
-        if max_growth is not None or max_drop is not None:
-            raise click.UsageError(
-                "--max-drop and --max-growth judge reports: give two that have one, and no --weights"
-            )
-        with session.stage("comparing weights"):
-            found = compare_weights(_weights(one), _weights(other))
-        session.streams.show(str(found))
-        session.streams.put(weights=found.to_dict())
-        return EXIT_FINE
-    difference = compare_reports(one.report(), other.report())
-    problems = _problems(difference, max_drop, max_growth)
+    if not weights and one.kind in _WITH_REPORT and other.kind in _WITH_REPORT:
+        return _compare_reports(session, first, one.report(), other.report(), max_drop, max_growth)
+    if max_growth is not None or max_drop is not None:
+        raise click.UsageError("--max-drop and --max-growth judge reports: give two that have one, and no --weights")
+    with session.stage("comparing weights"):
+        found = compare_weights(float_state(one), float_state(other))
+    session.streams.show(str(found))
+    session.streams.put(weights=found.to_dict())
+    return EXIT_FINE
+
+
+def _compare_reports(
+    session: Session,
+    name: str,
+    before: QuantReport,
+    after: QuantReport,
+    max_drop: float | None,
+    max_growth: float | None,
+) -> int:
+    difference = compare_reports(before, after)
     session.streams.show(str(difference))
-    session.streams.put(difference=difference.to_dict(), problems=problems)
-    for problem in problems:
-        session.streams.fail(problem)
-    return EXIT_GATE if problems else EXIT_FINE
-
-
-def _weights(model: OpenedModel) -> Mapping[str, Tensor]:
-    return model.dequantized_state() if model.kind is OpenedKind.QUANTIZED else model.state()
-
-
-def _problems(difference: ReportDifference, max_drop: float | None, max_growth: float | None) -> list[str]:
-    problems = []
-    if max_drop is not None:
-        problems += [
-            f"layer {one.name!r} lost {one.loss_db} dB, {one.before_db:.2f} -> {one.after_db:.2f}: more than {max_drop:g}"
-            for one in difference.worse_than(max_drop)
-        ]
-        unknown = [one.name for one in difference.by_status("incomparable")]
-        if unknown:
-            problems.append(f"layers that cannot be held against --max-drop: {', '.join(map(repr, unknown))}")
-    before, after = difference.quantized_bytes
-    if max_growth is not None and after > before * (1 + max_growth / 100):
-        problems.append(f"the model grew by {100 * (after / before - 1):.2f} %, from {before} to {after} bytes")
-    return problems
+    session.streams.put(difference=difference.to_dict())
+    if max_drop is None and max_growth is None:
+        return EXIT_FINE
+    gate = Gate(
+        baseline=Baseline(before, name),
+        tolerance_db=_ANYTHING if max_drop is None else max_drop,
+        size_tolerance_percent=_ANYTHING if max_growth is None else max_growth,
+    )
+    findings = gate.judge(after)
+    failures = gate.failures(findings)
+    verdict = f"failed: {len(failures)} findings" if failures else "passed"
+    session.streams.show("\n".join(["", *(told(*group) for group in grouped(findings)), verdict]))
+    session.streams.put(passed=not failures, findings=to_plain(tuple(findings)))
+    return EXIT_GATE if failures else EXIT_FINE

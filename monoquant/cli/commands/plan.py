@@ -21,7 +21,7 @@ from monoquant.recipes import Recipe
 @report_option
 @recipe_options(data=True)
 def plan(session: Session, model: str, reports: tuple[Path, ...], recipe: Recipe) -> int:
-    """Show what quantize would make of MODEL: every layer with its reason and bytes, and what each line of a recipe did.
+    """Show what quantize would make of MODEL: each layer with its reason and bytes, and what each line of a recipe did.
 
     Nothing is written, no data is read, and nothing is measured. A line of a recipe that matches no layer is told.
     """

@@ -1,0 +1,143 @@
+"""``plan``, ``inspect``, ``validate`` and ``compare``: they look, and change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import monoquant as mq
+from monoquant.container import write_container
+from tests.cli.conftest import Run, model
+
+TRUSTED = ("--trust-code", "recipe_factory:build")
+
+
+@pytest.fixture
+def quantized(run: Run) -> None:
+    """``a.safetensors`` in INT4, ``b.safetensors`` in INT4 with larger groups, and the report of each."""
+    for name, size in (("a", "16"), ("b", "64")):
+        assert run("quantize", "float.safetensors", "-o", f"{name}.safetensors", "--group-size", size).code == 0
+        mq.save_report(mq.load_report(f"{name}.safetensors"), f"{name}.json")
+
+
+def test_a_plan_tells_what_each_line_did(run: Run) -> None:
+    """A line that matched nothing included, with the nearest name; no data is read."""
+    Path("r.toml").write_text(
+        '[[skip]]\nnames = ["0"]\n[[skip]]\ntypes = ["LayerNrom"]\n[calibration]\ndata = "missing.safetensors"\n'
+    )
+    told = run("plan", *TRUSTED, "--recipe", "r.toml")
+    assert told.code == 0, told.err
+    assert "kept in float: 1 layer (0)" in told.out
+    assert "matched no layer" in told.out
+    assert "LayerNorm" in told.out.split("line by line")[1]
+    assert list(Path().glob("*.safetensors.*")) == []
+
+
+def test_a_plan_knows_the_bytes_beforehand(run: Run) -> None:
+    """Those of the run."""
+    planned = run("plan", "float.safetensors", "--bits", "8", "--json").document["report"]
+    run("quantize", "float.safetensors", "--bits", "8", "-o", "x.safetensors")
+    report = mq.load_report("x.safetensors")
+    assert planned["quantized_bytes"] == report.quantized_bytes
+    assert [one["bytes_after"] for one in planned["layers"]] == [one.bytes_after for one in report.layers]
+
+
+def test_a_plan_of_a_quantized_model_is_refused(run: Run, quantized: None) -> None:
+    """In words."""
+    told = run("plan", "a.safetensors")
+    assert told.code == 3
+    assert "no float model" in told.err
+
+
+def test_inspect_lists_layers_the_largest_first(run: Run) -> None:
+    """With what they weigh."""
+    told = run("inspect", "float.safetensors")
+    assert told.code == 0
+    lines = told.out.splitlines()
+    assert lines[0].startswith("file of weights, 6 tensors")
+    assert [line.split()[0] for line in lines[4:]] == ["0", "3", "2"]
+    document = run("inspect", "float.safetensors", "--json").document
+    assert document["bytes"] == sum(one.numel() * 4 for one in model().state_dict().values())
+
+
+def test_inspect_shows_the_report_and_turns_it_into_other_forms(run: Run, quantized: None) -> None:
+    """Of a file, or of the report itself."""
+    told = run("inspect", "a.safetensors", "--report", "again.json", "--report", "again.txt")
+    assert told.code == 0, told.err
+    assert str(mq.load_report("a.safetensors")) in told.out
+    assert mq.load_report("again.json") == mq.load_report("a.safetensors")
+    assert Path("again.txt").read_text() == f"{mq.load_report('a.safetensors')}\n"
+    assert str(mq.load_report("a.safetensors")) in run("inspect", "a.json").out
+    assert run("inspect", "float.safetensors", "--report", "x.txt").code == 2
+
+
+def test_a_sound_file_is_validated(run: Run, quantized: None) -> None:
+    """Against the float model, too."""
+    told = run("validate", "a.safetensors", "float.safetensors")
+    assert (told.code, told.out.splitlines()[-1]) == (0, "passed")
+    assert run("validate", "a.json").code == 0
+    assert run("validate", "a.safetensors", "--json").document["passed"] is True
+
+
+def test_limits_fail_validation(run: Run, quantized: None) -> None:
+    """Of a file, or of a report."""
+    for name in ("a.safetensors", "a.json"):
+        told = run("validate", name, "--min-layer-sqnr", "50", "--json")
+        assert told.code == 1
+        assert {finding["code"] for finding in told.document["findings"]} >= {"gate-layer-sqnr"}
+    assert run("validate", "b.json", "--baseline", "a.json", "--max-drop", "0.5").code == 1
+    assert run("validate", "b.json", "--baseline", "a.json", "--max-drop", "50").code == 0
+
+
+def test_another_float_model_is_noticed(run: Run, quantized: None) -> None:
+    """By its values, or by its names."""
+    state = model().state_dict()
+    changed = {**state, "0.weight": state["0.weight"] + 0.05 * torch.randn(128, 64)}
+    write_container(Path("changed.safetensors"), changed, {})
+    told = run("validate", "a.safetensors", "changed.safetensors")
+    assert told.code == 1
+    assert "weights-differ" in told.out
+    write_container(Path("other.safetensors"), {"x.weight": torch.randn(8, 8)}, {})
+    told = run("validate", "a.safetensors", "other.safetensors")
+    assert told.code == 1
+    assert "not-the-original" in told.out
+
+
+def test_a_report_has_no_weights_to_compare(run: Run, quantized: None) -> None:
+    """A usage error."""
+    assert run("validate", "a.json", "float.safetensors").code == 2
+
+
+def test_a_damaged_file_is_refused(run: Run, quantized: None) -> None:
+    """By its hash, with exit code 3."""
+    content = bytearray(Path("a.safetensors").read_bytes())
+    content[-1] ^= 1
+    Path("a.safetensors").write_bytes(content)
+    told = run("validate", "a.safetensors")
+    assert told.code == 3
+    assert "differ from their hashes" in told.err
+
+
+def test_reports_are_compared(run: Run, quantized: None) -> None:
+    """Files by their reports; with limits the exit code judges."""
+    told = run("compare", "a.safetensors", "b.json")
+    assert told.code == 0, told.err
+    assert str(mq.compare_reports(mq.load_report("a.json"), mq.load_report("b.json"))) in told.out
+    assert run("compare", "a.json", "b.json", "--max-drop", "0.5").code == 1
+    assert run("compare", "b.json", "a.json", "--max-drop", "0.5").code == 0
+    assert run("compare", "b.json", "a.json", "--max-growth", "1").code == 1
+    document = run("compare", "a.json", "b.json", "--json").document
+    assert document["difference"] == mq.compare_reports(mq.load_report("a.json"), mq.load_report("b.json")).to_dict()
+
+
+def test_models_are_compared_by_their_weights(run: Run, quantized: None) -> None:
+    """Float with quantized, or two quantized ones."""
+    document = run("compare", "float.safetensors", "a.safetensors", "--json").document
+    found = {one["name"]: one["sqnr_db"] for one in document["weights"]["tensors"]}
+    reported = {f"{one.layer}.weight": one.weight_sqnr_db for one in mq.load_report("a.json").layers}
+    assert found["0.weight"] == pytest.approx(reported["0.weight"], abs=1e-6)
+    assert found["2.weight"] == "inf"
+    assert "weights, pooled" in run("compare", "a.safetensors", "b.safetensors", "--weights").out
+    assert run("compare", "float.safetensors", "a.safetensors", "--max-drop", "1").code == 2

@@ -1,0 +1,177 @@
+"""``monoquant quantize``: what is written, when, and what is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import monoquant as mq
+from tests.cli.conftest import Run, model
+
+TRUSTED = ("--trust-code", "recipe_factory:build")
+
+
+def test_weights_become_a_file_that_load_reads(run: Run) -> None:
+    """The tensors and the report are those of quantize_file."""
+    told = run("quantize", "float.safetensors", "-o", "int4.safetensors", "--group-size", "32")
+    assert told.code == 0, told.err
+    assert told.out.splitlines()[0] == "int4 g32 asymmetric float16: 2 quantize, 0 unsupported, 1 skip"
+    assert told.out.splitlines()[-1].startswith("wrote int4.safetensors: ")
+    mq.quantize_file("float.safetensors", "reference.safetensors", group_size=32, accuracy_warning="ignore")
+    loaded, reference = (mq.load(name, model()) for name in ("int4.safetensors", "reference.safetensors"))
+    batch = torch.randn(4, 64)
+    assert torch.equal(loaded(batch), reference(batch))
+    assert (
+        mq.load_report("int4.safetensors").recipe == '[scheme]\ngroup_size = 32\n\n[gate]\naccuracy_warning = "error"\n'
+    )
+
+
+def test_a_factorys_model_is_fitted_to_data(run: Run) -> None:
+    """The result is that of the function with the same options."""
+    told = run("quantize", *TRUSTED, "--data", "data.safetensors", "--samples", "100", "-o", "int4.safetensors")
+    assert told.code == 0, told.err
+    batches = list(torch.split(torch.randn(128, 64, generator=torch.Generator().manual_seed(0)), 8))
+    expected = mq.quantize(model(), calibration_data=batches, num_calibration_samples=100, accuracy_warning="ignore")
+    batch = torch.randn(4, 64)
+    assert torch.equal(mq.load("int4.safetensors", model())(batch), expected.model(batch))
+    assert "calibration: 100 samples" in told.out
+
+
+def test_json_is_one_document_on_stdout(run: Run) -> None:
+    """With the report, and nothing besides; messages are elsewhere."""
+    told = run("quantize", "float.safetensors", "-o", "int4.safetensors", "--json")
+    document = told.document
+    assert (document["version"], document["command"], document["exit_code"]) == (1, "quantize", 0)
+    assert document["bytes"] == Path("int4.safetensors").stat().st_size
+    assert mq.QuantReport.from_dict(document["report"]) == mq.load_report("int4.safetensors")
+
+
+def test_a_failed_gate_writes_reports_only(run: Run) -> None:
+    """Exit code 1, the limit told with its figure, and no model."""
+    told = run(
+        "quantize", "float.safetensors", "-o", "int4.safetensors", "--min-layer-sqnr", "60", "--report", "report.json"
+    )
+    assert told.code == 1
+    assert not Path("int4.safetensors").exists()
+    assert "min_layer_sqnr_db=60" in told.err
+    assert "Traceback" not in told.err
+    assert "AccuracyWarningPass" not in told.err
+    codes = {finding["code"] for finding in json.loads(Path("report.json").read_text())["findings"]}
+    assert "gate-layer-sqnr" in codes
+
+
+def test_a_failed_gate_of_a_fitted_model_writes_reports_only(run: Run) -> None:
+    """Also where the model is in memory; and in JSON."""
+    command = ("quantize", *TRUSTED, "--data", "data.safetensors", "-o", "x.safetensors", "--report", "r.txt", "--json")
+    told = run(*command, "--min-model-sqnr", "99")
+    assert told.code == 1
+    assert told.document["error"]["kind"] == "AccuracyError"
+    assert told.document["report"]["validation"]["sqnr_db"] < 99
+    assert Path("r.txt").exists()
+    assert not Path("x.safetensors").exists()
+
+
+def test_critical_damage_fails_unless_it_is_ignored(run: Run) -> None:
+    """Without any option for it: a build must not ship a broken layer."""
+    harsh = ("--set", "gate.sqnr_error_threshold=50", "--set", "gate.sqnr_warning_threshold=60")
+    command = ("quantize", *TRUSTED, "--data", "data.safetensors", "-o", "x.safetensors", *harsh)
+    assert run(*command).code == 1
+    assert not Path("x.safetensors").exists()
+    assert run(*command, "--set", "gate.accuracy_warning=ignore").code == 0
+    assert Path("x.safetensors").exists()
+
+
+def test_what_is_there_stays_unless_it_may_be_replaced(run: Run) -> None:
+    """Usage errors come before any work."""
+    Path("out.safetensors").write_text("precious")
+    told = run("quantize", "float.safetensors", "-o", "out.safetensors")
+    assert (told.code, Path("out.safetensors").read_text()) == (2, "precious")
+    assert "--overwrite" in told.err
+    assert run("quantize", "float.safetensors", "-o", "out.safetensors", "--overwrite").code == 0
+    assert mq.load_report("out.safetensors").layers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["float.safetensors", "-o", "float.safetensors", "--overwrite"], 2, "it is, or holds, the model"),
+        (["float.safetensors", "-o", ".", "--format", "monoquant", "--overwrite"], 2, "it is, or holds"),
+        (["float.safetensors", "-o", "x.bin"], 2, "give --format with one of monoquant"),
+        (["float.safetensors", "-o", "x.safetensors", "--format", "onnx"], 2, "--format onnx: give --format with one"),
+        (["float.safetensors", "-o", "no/x.safetensors"], 3, "does not exist; create it first"),
+        (["float.safetensors", "-o", "x.safetensors", "--report", "x.doc"], 2, "give a name that ends in .txt"),
+        (["float.safetensors", "-o", "x.safetensors", "--report", "no/x.txt"], 3, "the folder does not exist"),
+        (["float.safetensors", "-o", "x.safetensors", "--bits", "5"], 2, "bits = 5: give one of 4, 8, 16"),
+        (["float.safetensors", "-o", "x.safetensors", "--set", "scheme.bit=4"], 2, "do you mean 'bits'?"),
+        (["float.safetensors", "-o", "x.safetensors", "--data", "data.safetensors"], 2, "a state dict has none"),
+        (["float.safetensors"], 2, "Missing option '-o'"),
+        (["nothing.safetensors", "-o", "x.safetensors"], 3, "no such file"),
+        (["recipe_factory:build", "-o", "x.safetensors"], 3, "--trust-code"),
+        (["recipe_factory:broken", "-o", "x.safetensors", "--trust-code"], 3, "no such checkpoint"),
+        (["float.safetensors", "-o", "x.safetensors", "--plugin", "recipe_factory.py"], 3, "--trust-code"),
+    ],
+)
+def test_mistakes_are_told_in_words(run: Run, arguments: list[str], code: int, text: str) -> None:
+    """The exit code says whose they are; nothing is written, and nothing is left beside."""
+    before = sorted(Path().iterdir())
+    told = run("quantize", *arguments)
+    assert told.code == code, told.err
+    assert text in told.err
+    assert "Traceback" not in told.err
+    assert told.out == ""
+    after = [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"]
+    assert after == before
+
+
+def test_a_full_disk_is_known_before_the_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is needed, and what there is."""
+    free = shutil.disk_usage(".")._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: free)
+    monkeypatch.setattr("monoquant.cli.commands.quantize.quantize_model", None)  # would fail if it were called
+    told = run("quantize", *TRUSTED, "--data", "data.safetensors", "-o", "x.safetensors")
+    assert told.code == 3
+    assert "no space left, the result needs" in told.err
+    assert "1000 B free" in told.err
+
+
+def test_a_recipe_says_it_all_and_the_command_line_goes_first(run: Run) -> None:
+    """Paths in a recipe start at its folder, and those of options where they are typed."""
+    Path("recipes").mkdir()
+    Path("recipes/r.toml").write_text(
+        '[scheme]\nbits = 8\n[[skip]]\nnames = ["0"]\n[calibration]\ndata = "../data.safetensors"\nsamples = 64\n'
+    )
+    told = run("quantize", *TRUSTED, "--recipe", "recipes/r.toml", "-o", "x.safetensors", "--samples", "32")
+    assert told.code == 0, told.err
+    assert "calibration: 32 samples" in told.out
+    assert "int8" in told.out
+    told = run(
+        "quantize", *TRUSTED, "--recipe", "recipes/r.toml", "--data", "data.safetensors", "-o", "y.safetensors", "-q"
+    )
+    assert told.code == 0, told.err
+    recipe = mq.load_report("y.safetensors").recipe
+    assert recipe is not None
+    assert 'data = "../data.safetensors"' in recipe
+    assert [one.layer for one in mq.load_report("y.safetensors").by_action(mq.Action.QUANTIZE)] == ["3"]
+
+
+def test_skip_keeps_layers_by_name(run: Run) -> None:
+    """As often as it is given."""
+    told = run("quantize", "float.safetensors", "-o", "x.safetensors", "--skip", "0", "--json")
+    actions = {one["layer"]: one["action"] for one in told.document["report"]["layers"]}
+    assert actions == {"0": "skip", "2": "skip", "3": "quantize"}
+
+
+def test_plugin_files_take_part_when_they_are_trusted(run: Run) -> None:
+    """And the report says so, but for the meter, which is monoquant's own."""
+    Path("rules.py").write_text(
+        "import monoquant as mq\n\n@mq.hookimpl\ndef monoquant_register_skip_rules():\n    return [mq.NameRule('3')]\n"
+    )
+    told = run("quantize", *TRUSTED, "-o", "x.safetensors", "--plugin", "rules.py", "--json")
+    assert told.code == 0, told.err
+    report = mq.QuantReport.from_dict(told.document["report"])
+    assert [name for name, _ in report.versions] == ["monoquant", "torch", "rules.py"]
+    assert [one.layer for one in report.layers if one.origin.name == "rules.py"] == ["3"]
