@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import shutil
-import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,31 +16,17 @@ from typing import BinaryIO
 
 import attrs
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from monoquant.disk.header import DTYPE_CODES, LENGTH, METADATA, is_sound_name, read_header
+from monoquant.disk.open_file import OpenFile
+from monoquant.disk.tensors import read_tensors
 from monoquant.errors import FileError, MonoquantError
 from monoquant.numerics.memory import byte_view
 
 HASHES_KEY = "tensors.sha256"
 METADATA_HASH_KEY = "metadata.sha256"
-_METADATA = "__metadata__"
-_LENGTH = struct.Struct("<Q")
 _TEMPORARY_SUFFIX = ".monoquant-tmp"
-DTYPE_CODES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -79,8 +64,11 @@ def refuse_unknown_kinds(tensors: Mapping[str, Tensor]) -> None:
     """
     if sys.byteorder != "little":
         raise FileError("safetensors files hold little-endian bytes: save on a little-endian machine")
-    if _METADATA in tensors:
-        raise FileError(f"no tensor may be called {_METADATA!r} in a safetensors file: rename it")
+    if METADATA in tensors:
+        raise FileError(f"no tensor may be called {METADATA!r} in a safetensors file: rename it")
+    unsound = [name for name in tensors if not is_sound_name(name)]
+    if unsound:
+        raise FileError(f"names of tensors must be printable, and these are not: {', '.join(map(repr, unsound))}")
     strange = [
         name for name, tensor in tensors.items() if tensor.dtype not in DTYPE_CODES or tensor.layout != torch.strided
     ]
@@ -135,14 +123,14 @@ def header_of(slots: Mapping[str, Slot], texts: Mapping[str, str], room: int = 0
         texts: As :func:`sealed` gives them.
         room: Bytes that it is to take if it does not need more; default: as few as possible.
     """
-    header: dict[str, object] = {_METADATA: dict(texts)}
+    header: dict[str, object] = {METADATA: dict(texts)}
     for name, slot in slots.items():
         offsets = [slot.start, slot.end]
         header[name] = {"dtype": DTYPE_CODES[slot.dtype], "shape": list(slot.shape), "data_offsets": offsets}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text = text.ljust(room - _LENGTH.size)
+    text = text.ljust(room - LENGTH.size)
     text += b" " * (-len(text) % 8)
-    return _LENGTH.pack(len(text)) + text
+    return LENGTH.pack(len(text)) + text
 
 
 def sealed(metadata: Mapping[str, str], hashes: Mapping[str, str]) -> dict[str, str]:
@@ -168,35 +156,29 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         FileError: When it does not exist, is not a safetensors file, is cut short, or differs from its hashes.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - a safe_open is no mapping
-    except FileNotFoundError as error:
-        raise FileError(f"{path}: no such file") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileError(f"{path}: not a complete safetensors file ({error}); get it again") from error
-    _verify(path, tensors, metadata)
+    with OpenFile(path) as file:
+        stored, metadata = read_header(file)
+        _require_sealed(path, len(stored), metadata)
+        tensors = read_tensors(file, stored)
+        file.require_unchanged()
+    _verify(path, tensors, metadata[HASHES_KEY].split())
     return tensors, metadata
 
 
-def looks_like_container(path: Path) -> bool:
-    """Whether a file begins as safetensors files do: with the length of a header, which begins with a brace.
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a file written by :func:`write_container`, verified; its tensors are neither read nor verified.
 
     Args:
         path: The file.
 
     Raises:
-        FileError: When it does not exist or cannot be read.
+        FileError: When it does not exist, is not such a file, or the metadata differs from its hash.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except FileNotFoundError as error:
-        raise FileError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read ({error})") from error
-    return start[7:] == b"\0{"  # no header is so long that it fills all eight bytes, and no text holds a zero
+    with OpenFile(path) as file:
+        stored, metadata = read_header(file)
+        _require_sealed(path, len(stored), metadata)
+        file.require_unchanged()
+    return metadata
 
 
 def hash_of(name: str, tensor: Tensor) -> str:
@@ -229,15 +211,18 @@ def _hash_of_texts(texts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode()).hexdigest()
 
 
-def _verify(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def _require_sealed(path: Path, tensors: int, metadata: Mapping[str, str]) -> None:
     if HASHES_KEY not in metadata or METADATA_HASH_KEY not in metadata:
         raise FileError(f"{path}: not a monoquant file, it has no hashes; write it with monoquant.save")
     hashed = {key: text for key, text in metadata.items() if key != METADATA_HASH_KEY}
     if metadata[METADATA_HASH_KEY] != _hash_of_texts(hashed):
         raise FileError(f"{path}: damaged, the metadata differs from its hash; get it again")
-    hashes = metadata[HASHES_KEY].split()
-    if len(hashes) != len(tensors):
-        raise FileError(f"{path}: damaged, it holds {len(tensors)} tensors and {len(hashes)} hashes; get it again")
+    hashes = len(metadata[HASHES_KEY].split())
+    if hashes != tensors:
+        raise FileError(f"{path}: damaged, it holds {tensors} tensors and {hashes} hashes; get it again")
+
+
+def _verify(path: Path, tensors: Mapping[str, Tensor], hashes: Sequence[str]) -> None:
     damaged = [
         name for name, digest in zip(sorted(tensors), hashes, strict=True) if hash_of(name, tensors[name]) != digest
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +12,9 @@ from torch import nn
 
 from monoquant.adapters.base import ModuleAdapter
 from monoquant.api.kernels import offered
-from monoquant.container import looks_like_container, replacement, staged
+from monoquant.container import replacement, staged
+from monoquant.disk.kinds import FileKind, kind_of
+from monoquant.disk.strict_json import read_json
 from monoquant.errors import ConfigError, FileError, InputError, PluginError
 from monoquant.formats.base import Exporter
 from monoquant.formats.native import load_into, read_report
@@ -117,18 +118,13 @@ def load_report(path: str | os.PathLike[str]) -> QuantReport:
         FileError: When the file is missing, damaged, or of another format or version.
     """
     file = _as_path(path)
-    if looks_like_container(file):
+    if kind_of(file) is FileKind.SAFETENSORS:
         return read_report(file)
+    found = read_json(file, "a report that save_report wrote as JSON, nor as a model that save wrote")
     try:
-        return QuantReport.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return QuantReport.from_dict(found)
     except FileError as error:
         raise FileError(f"{file}: {error}") from error
-    except OSError as error:
-        raise FileError(f"{file}: cannot be read ({error.strerror or error}); correct the path") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(
-            f"{file}: not a report that save_report wrote as JSON, nor a model that save wrote ({error}); get it again"
-        ) from error
 
 
 def render_report(report: QuantReport, format: str | Reporter = "text", *, plugins: Plugins = True) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 
 import attrs
 import torch
@@ -13,6 +14,7 @@ from monoquant.adapters.base import ModuleAdapter, Obstacle
 from monoquant.adapters.choice import Packable
 from monoquant.adapters.choice import examine as examine_module
 from monoquant.conversion import convert_in_place
+from monoquant.errors import FileError
 from monoquant.modules.integer_compute import InputQuantizer
 from monoquant.modules.packed_layer import PackedLayer
 from monoquant.modules.packed_matrix import PackedMatrix
@@ -106,6 +108,32 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], packed: Mapping[str, Pac
         _replace_tensors(names, state)
 
 
+def dequantized_state(path: Path, state: Mapping[str, Tensor], packed: Mapping[str, PackedAs]) -> dict[str, Tensor]:
+    """Packed layers as the float weights that they stand for; all other tensors as they are.
+
+    Args:
+        path: The file they are of, for errors.
+        state: Tensors by name, packed layers as their buffers.
+        packed: The layers that are packed.
+
+    Raises:
+        FileError: When buffers are missing, or are not what their layer needs.
+    """
+    storages = {joined(name, part) for name, how in packed.items() for part in _added(how)}
+    found = {name: tensor for name, tensor in state.items() if not _is_part_of(name, storages)}
+    problems = []
+    for name, how in packed.items():
+        for key, form in how.forms.items():
+            try:
+                weight = _loaded(empty_weight(form, how.scheme, how.dtype), _buffers(name, key, state))
+                found[joined(name, key)] = weight.dequantize()
+            except RuntimeError as error:
+                problems.append(f"layer {name!r}: {_reasons(error)}")
+    if problems:
+        raise FileError(f"{path}: its tensors are not those of its layers: {'; '.join(problems)}")
+    return found
+
+
 def _replaced_names(model: nn.Module, packed: Mapping[str, PackedAs]) -> tuple[set[str], set[str]]:
     """Full names of the tensors that packing replaces, and of the submodules that it adds, under all their names."""
     replaced: set[str] = set()
@@ -170,8 +198,7 @@ def _built(
     weights: dict[str, PackedWeight] = {}
     device = next((tensor.device for tensor in own_tensors(module).values()), torch.device("cpu"))
     for key, form in how.forms.items():
-        prefix = joined(name, f"{PREFIX}{key}.")
-        own = {part.removeprefix(prefix): tensor for part, tensor in state.items() if part.startswith(prefix)}
+        own = _buffers(name, key, state)
         layout = own.get("layout")
         if layout is not None and id(layout) in shared:
             weights[key] = shared[id(layout)]
@@ -188,6 +215,11 @@ def _built(
         return PackedLayer(weights, mixin, _extras(name, how, weights, state))
     except RuntimeError as error:
         return f"layer {name!r} does not fit: {_reasons(error)}"
+
+
+def _buffers(layer: str, weight: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = joined(layer, f"{PREFIX}{weight}.")
+    return {part.removeprefix(prefix): tensor for part, tensor in state.items() if part.startswith(prefix)}
 
 
 def _reasons(error: RuntimeError) -> str:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from monoquant.adapters.base import ModuleAdapter
-from monoquant.container import read_container, refuse_unknown_kinds, write_container
+from monoquant.container import read_container, read_metadata, refuse_unknown_kinds, write_container
+from monoquant.disk.strict_json import parse_json
 from monoquant.errors import FileError
 from monoquant.formats.base import Exporter
-from monoquant.formats.filling import PackedAs, examine, fill
+from monoquant.formats.filling import PackedAs, dequantized_state, examine, fill
 from monoquant.kernels.choice import Offer
 from monoquant.modules.kernel_compute import choose_kernels
 from monoquant.modules.packed_module import PackedModule
@@ -87,12 +88,7 @@ def load_into(model: nn.Module, path: Path, adapters: Sequence[ModuleAdapter], o
         FileError: When the file is damaged, of another format or version, or does not fit the model; ``model`` is
             then as it was.
     """
-    tensors, metadata = read_container(path)
-    stored = _parse(path, metadata)
-    lost = sorted(set(stored.aliases.values()) - set(tensors))
-    if lost:
-        raise FileError(f"{path}: its metadata names tensors that it does not hold: {', '.join(lost)}")
-    state = {**tensors, **{alias: tensors[kept] for alias, kept in stored.aliases.items()}}
+    stored, state = _read(path)
     fit = examine(model, state, stored.packed, adapters)
     if fit.problems:
         listed = "\n".join(f"- {problem}" for problem in fit.problems)
@@ -113,6 +109,44 @@ def read_report(path: Path) -> QuantReport:
     return _parse(path, read_container(path)[1]).report
 
 
+def peek_report(path: Path) -> QuantReport:
+    """Read the report that is stored in a file, without its tensors.
+
+    Args:
+        path: A file that :class:`NativeExporter` wrote.
+
+    Raises:
+        FileError: When its header is damaged, or of another format or version; damage to tensors goes unseen.
+    """
+    return _parse(path, read_metadata(path)).report
+
+
+def read_dequantized(path: Path) -> dict[str, Tensor]:
+    """The weights that a file stands for, in floating point.
+
+    Args:
+        path: A file that :class:`NativeExporter` wrote.
+
+    Returns:
+        Tensors by the names that they had before, on the CPU.
+
+    Raises:
+        FileError: When the file is damaged, of another format or version, or contradicts itself.
+    """
+    stored, state = _read(path)
+    return dequantized_state(path, state, stored.packed)
+
+
+def _read(path: Path) -> tuple[_Stored, dict[str, Tensor]]:
+    """What a file says, and its tensors under all their names."""
+    tensors, metadata = read_container(path)
+    stored = _parse(path, metadata)
+    lost = sorted(set(stored.aliases.values()) - set(tensors))
+    if lost:
+        raise FileError(f"{path}: its metadata names tensors that it does not hold: {', '.join(lost)}")
+    return stored, {**tensors, **{alias: tensors[kept] for alias, kept in stored.aliases.items()}}
+
+
 @attrs.frozen
 class _Stored:
     report: QuantReport
@@ -127,18 +161,18 @@ def _parse(path: Path, metadata: dict[str, str]) -> _Stored:
     if version != str(FORMAT_VERSION):
         raise FileError(f"{path}: format version {version}, this monoquant reads version {FORMAT_VERSION}")
     try:
-        report = QuantReport.from_dict(json.loads(metadata["report"]))
+        report = QuantReport.from_dict(parse_json(metadata["report"]))
         dtypes = {name: dtype_named(text) for name, text in _texts(metadata["dtypes"]).items()}
         if not set(dtypes.values()) <= set(PACKABLE_DTYPES):
             raise ValueError(f"weight dtypes {sorted(map(str, dtypes.values()))}")
-        special = {name: from_plain(MatrixForm, form) for name, form in json.loads(metadata["forms"]).items()}
+        special = {name: from_plain(MatrixForm, form) for name, form in parse_json(metadata["forms"]).items()}
         packed = {
             record.layer: PackedAs(record.scheme, dtypes.get(record.layer, record.dtype), _forms(record, special))
             for record in report.by_action(Action.QUANTIZE)
             if record.scheme is not None
         }
         return _Stored(report, _texts(metadata["aliases"]), packed)
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise FileError(f"{path}: its metadata cannot be read ({error})") from error
 
 
@@ -157,7 +191,7 @@ def _special_forms(result: QuantResult) -> dict[str, MatrixForm]:
 
 
 def _texts(stored: str) -> dict[str, str]:
-    found = json.loads(stored)
+    found = parse_json(stored)
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise ValueError(f"{stored[:40]!r} is not an object of texts")
     return found

@@ -76,7 +76,7 @@ def hold(state: Mapping[str, Tensor]) -> TensorHolder:
     Raises:
         InputError: For names or values that no module can hold; all of them are named.
     """
-    _refuse_others(state)
+    require_state(state)
     _refuse_packed(state)
     root = TensorHolder()
     strange = [name for name, tensor in state.items() if not _place(root, name, tensor)]
@@ -85,7 +85,15 @@ def hold(state: Mapping[str, Tensor]) -> TensorHolder:
     return root
 
 
-def _refuse_others(state: Mapping[str, Tensor]) -> None:
+def require_state(state: Mapping[str, Tensor]) -> None:
+    """Refuse what is no state dict, as what a file holds may be.
+
+    Args:
+        state: What is to map names to tensors.
+
+    Raises:
+        InputError: For mappings in it, other values, names that are no texts, and nothing at all.
+    """
     nested = [name for name, value in state.items() if isinstance(value, Mapping)]
     if nested:
         raise InputError(

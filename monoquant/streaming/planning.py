@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import attrs
 
 from monoquant.context import QuantContext
+from monoquant.disk.header import Stored
 from monoquant.errors import ConfigError
 from monoquant.modules.packed_layer import Represented
 from monoquant.modules.packed_module import PREFIX
@@ -21,7 +22,6 @@ from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.quantizer import Quantizer, require_work
 from monoquant.report.table import format_bytes
 from monoquant.source import joined
-from monoquant.streaming.header import Stored
 from monoquant.streaming.reading import BLOCK_BYTES, BlockReader, lies_by_rows
 from monoquant.values import BUILT_IN, CALLER, AnyScheme, Finding, HalfScheme, Severity
 

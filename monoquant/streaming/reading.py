@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from monoquant.disk.header import Stored
 from monoquant.numerics.matrix_form import MatrixForm
-from monoquant.streaming.header import Stored
 from monoquant.streaming.source import TensorSource
 
 BLOCK_BYTES = 1 << 22

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, TypeGuard
 
 import attrs
 import torch
 
-from monoquant.container import DTYPE_CODES
+from monoquant.disk.open_file import OpenFile
+from monoquant.disk.strict_json import MOST_BYTES, parse_json
 from monoquant.errors import FileError
 
-_LENGTH = struct.Struct("<Q")
-_LONGEST = 100_000_000
-"""Bytes of a header; the safetensors library has the same limit."""
+DTYPE_CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+METADATA = "__metadata__"
+LENGTH = struct.Struct("<Q")
 _LARGEST = (1 << 63) - 1
 """More fits no size of a tensor."""
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
@@ -42,13 +54,11 @@ class Stored:
     size: int
 
 
-def read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Stored], dict[str, str]]:
+def read_header(file: OpenFile) -> tuple[dict[str, Stored], dict[str, str]]:
     """Read the header of a safetensors file.
 
     Args:
-        path: Its path, for errors.
-        file: The file, open.
-        size: Its bytes.
+        file: The file.
 
     Returns:
         Tensors by name, and the texts that the file holds besides.
@@ -56,39 +66,45 @@ def read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Stored
     Raises:
         FileError: When it is no safetensors file, is cut short, holds tensors of unknown dtypes, or contradicts itself.
     """
-    length = _length(path, file, size)
+    path, length = file.path, _length(file)
     try:
-        found = json.loads(file.read(length), object_pairs_hook=_without_repetition)
+        found = parse_json(file.read(LENGTH.size, length))
         if not isinstance(found, dict):
             raise ValueError("it is no object")
-        texts = found.pop("__metadata__", {})
+        texts = _texts(found.pop(METADATA, {}))
         entries = {name: _Entry.of(name, entry) for name, entry in found.items()}
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: its header cannot be read ({error}); get it again") from error
+    except ValueError as error:
+        raise FileError(f"{path}: not a safetensors file, its header cannot be read ({error}); get it again") from error
     _require_known(path, entries)
-    _require_places(path, entries, size - _LENGTH.size - length)
-    first = _LENGTH.size + length
+    first = LENGTH.size + length
+    _require_places(path, entries, file.size - first)
     return {name: entry.stored(path, first) for name, entry in entries.items()}, texts
 
 
-def _length(path: Path, file: BinaryIO, size: int) -> int:
-    start = file.read(_LENGTH.size)
-    if len(start) < _LENGTH.size:
+def is_sound_name(name: str) -> bool:
+    """Whether a name can be shown: letters that take over a terminal, or are none, are refused in files.
+
+    Args:
+        name: Of a tensor.
+    """
+    return name.isprintable()
+
+
+def _length(file: OpenFile) -> int:
+    path, size, start = file.path, file.size, file.read(0, LENGTH.size)
+    if len(start) < LENGTH.size:
         raise FileError(f"{path}: not a safetensors file, it has {size} bytes; get it again")
-    length: int = _LENGTH.unpack(start)[0]
-    if length > _LONGEST:
+    length: int = LENGTH.unpack(start)[0]
+    if length > MOST_BYTES:
         raise FileError(f"{path}: not a safetensors file, its header would have {length} bytes; get it again")
-    if length > size - _LENGTH.size:
+    if length > size - LENGTH.size:
         raise FileError(f"{path}: cut short, its header alone has {length} bytes and the file {size}; get it again")
     return length
 
 
-def _without_repetition(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name!r} appears twice")
-        found[name] = value
+def _texts(found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ValueError(f"its {METADATA} is no object of texts")
     return found
 
 
@@ -103,8 +119,8 @@ class _Entry:
 
     @classmethod
     def of(cls, name: str, entry: Any) -> _Entry:
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise ValueError(f"{name!r} is no text")
+        if not is_sound_name(name):
+            raise ValueError(f"the name {name!r} holds what is no letter")
         if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
             raise ValueError(f"{name!r} has no dtype")
         shape, offsets = entry.get("shape"), entry.get("data_offsets")

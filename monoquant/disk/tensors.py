@@ -1,0 +1,42 @@
+"""Whole tensors of a safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from monoquant.disk.header import Stored
+from monoquant.disk.open_file import OpenFile
+from monoquant.errors import FileError
+
+
+def read_tensors(file: OpenFile, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """Read tensors into memory of their own.
+
+    Args:
+        file: The file.
+        stored: Where each is, as :func:`read_header` gives it.
+
+    Returns:
+        By name, on the CPU.
+
+    Raises:
+        FileError: When they cannot be read, or memory does not hold them.
+    """
+    found = {}
+    for name, one in stored.items():
+        found[name] = _room(file, name, one)
+        file.fill(one.start, found[name])
+    return found
+
+
+def _room(file: OpenFile, name: str, stored: Stored) -> Tensor:
+    try:
+        return torch.empty(stored.shape, dtype=stored.dtype, device="cpu")
+    except (RuntimeError, MemoryError) as error:
+        raise FileError(
+            f"{file.path}: tensor {name!r} has {stored.size} bytes, for which there is no memory; use a larger machine"
+            ", or quantize_file, which reads blocks"
+        ) from error
