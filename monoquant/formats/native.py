@@ -88,7 +88,7 @@ def load_into(model: nn.Module, path: Path, adapters: Sequence[ModuleAdapter], o
             then as it was.
     """
     tensors, metadata = read_container(path)
-    stored = _parse(path, metadata)
+    stored = parsed(path, metadata)
     lost = sorted(set(stored.aliases.values()) - set(tensors))
     if lost:
         raise FileError(f"{path}: its metadata names tensors that it does not hold: {', '.join(lost)}")
@@ -110,17 +110,34 @@ def read_report(path: Path) -> QuantReport:
     Raises:
         FileError: When the file is damaged or of another format or version.
     """
-    return _parse(path, read_container(path)[1]).report
+    return parsed(path, read_container(path)[1]).report
 
 
 @attrs.frozen
-class _Stored:
+class Stored:
+    """What the metadata of a file says.
+
+    Args:
+        report: The report of the run.
+        aliases: Further names of tensors, with the names that they are stored under.
+        packed: The packed layers by name.
+    """
+
     report: QuantReport
     aliases: dict[str, str]
     packed: dict[str, PackedAs]
 
 
-def _parse(path: Path, metadata: dict[str, str]) -> _Stored:
+def parsed(path: Path, metadata: dict[str, str]) -> Stored:
+    """Understand the metadata of a file.
+
+    Args:
+        path: Where it is, for errors.
+        metadata: As :func:`read_container` gives it.
+
+    Raises:
+        FileError: When it is of another format or version, or cannot be read.
+    """
     if metadata.get("format") != FORMAT:
         raise FileError(f"{path}: not written by monoquant.save (format {metadata.get('format')!r})")
     version = metadata.get("format_version")
@@ -137,7 +154,7 @@ def _parse(path: Path, metadata: dict[str, str]) -> _Stored:
             for record in report.by_action(Action.QUANTIZE)
             if record.scheme is not None
         }
-        return _Stored(report, _texts(metadata["aliases"]), packed)
+        return Stored(report, _texts(metadata["aliases"]), packed)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(f"{path}: its metadata cannot be read ({error})") from error
 
