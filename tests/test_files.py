@@ -139,7 +139,7 @@ def test_unknown_ends_and_names_are_refused_with_the_known_ones(result: mq.Quant
     with pytest.raises(mq.ConfigError, match=expected):
         mq.save(result, tmp_path / "a", "onnx", plugins=manager([Own()]))
     with pytest.raises(
-        mq.ConfigError, match=r"format=<class .*Own'>: give one of 'monoquant', or an instance of an Expor"
+        mq.ConfigError, match=r"format=<class .*Own'>: give one of 'monoquant', .*, or an instance of an Expor"
     ):
         mq.save(result, tmp_path / "a", Own, plugins=False)  # type: ignore[arg-type]
 

@@ -25,6 +25,7 @@ from monoquant.formats.folder import (
     folder_obstacle,
     kept_in_float32,
     lossy_casts,
+    renamed_names,
     require_pretrained,
     side_files,
     tied_names,
@@ -58,6 +59,7 @@ class CompressedTensorsExporter(Exporter):
         packed = packed_linears(model, dtype_of(model))
         floats = float_tensors(model)
         _refuse_lossy(model, floats)
+        _refuse_renamed(model, floats, packed)
         side_files(model)  # refused before anything is written
         path.mkdir()
         tensors = {**floats, **_packed_tensors(packed, dtype_of(model))}
@@ -151,6 +153,16 @@ def _refuse_lossy(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             f"transformers casts all weights to {dtype}, which would change {quoted(lossy)}: call "
             f"result.model.to({dtype}) first, and see what that costs",
             layers=[name.rpartition(".")[0] for name in lossy],
+        )
+
+
+def _refuse_renamed(model: nn.Module, floats: Mapping[str, Tensor], packed: Mapping[str, PackedMatrix]) -> None:
+    renamed = renamed_names(model, [*floats, *(f"{name}.weight" for name in packed)])
+    if renamed:
+        raise FileError(
+            f"transformers stores {quoted(renamed)} of a {type(model).__name__} under other names, or put together "
+            "otherwise, which this format cannot be written with yet: save with format='huggingface'",
+            layers=[name.rpartition(".")[0] for name in renamed],
         )
 
 

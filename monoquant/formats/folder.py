@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from monoquant.container import replacement, write_container
 from monoquant.errors import FileError
 from monoquant.modules.packed_module import PackedModule, float_class
+from monoquant.modules.pretrained import is_pretrained
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -54,8 +56,7 @@ def require_pretrained(model: nn.Module) -> None:
     Raises:
         FileError: Unless it is a PreTrainedModel whose class needs no code of its own folder.
     """
-    classes = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(model).__mro__)
-    if "transformers.PreTrainedModel" not in classes:
+    if not is_pretrained(model):
         raise FileError(
             f"a HuggingFace folder holds models of transformers, and this is a {type(model).__name__}: quantize a "
             "PreTrainedModel, or save to a name that ends in .safetensors"
@@ -269,6 +270,23 @@ def tied_names(model: nn.Module) -> dict[str, str]:
         model: As :func:`require_pretrained` takes it.
     """
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def renamed_names(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Names of tensors that transformers takes for other ones when it loads them, or puts together with others.
+
+    Args:
+        model: As :func:`require_pretrained` takes it.
+        names: Names of its tensors.
+    """
+    mapping: Any = sys.modules.get("transformers.conversion_mapping")  # there wherever such a model is
+    rules = [] if mapping is None else mapping.get_model_conversion_mapping(model)
+    return [name for name in names if any(_changes(rule, name) for rule in rules)]
+
+
+def _changes(rule: Any, name: str) -> bool:
+    renamed, pattern = rule.rename_source_key(name)
+    return bool(renamed != name or (pattern is not None and hasattr(rule, "operations")))
 
 
 def unsaved_names(model: nn.Module, names: Iterable[str]) -> set[str]:
