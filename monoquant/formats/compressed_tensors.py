@@ -51,7 +51,7 @@ class CompressedTensorsExporter(Exporter):
     name: ClassVar[str] = METHOD
 
     def obstacle_at(self, path: Path) -> str:
-        return folder_obstacle(path, METHOD)
+        return folder_obstacle(path, self.name, METHOD)
 
     def write(self, result: QuantResult, path: Path) -> None:
         model = result.model

@@ -36,12 +36,12 @@ def packed_linears(model: nn.Module, dtype: torch.dtype) -> dict[str, PackedMatr
     modules = {module: names for module, names in names_of_modules(model).items() if isinstance(module, PackedModule)}
     uses = Counter(weight for module in modules for weight in module.packed_weights().values())
     found: dict[str, PackedMatrix] = {}
-    problems: dict[str, str] = {}
+    problems: dict[str, list[str]] = {}
     for module, names in modules.items():
-        obstacle = next(_obstacles(module, names, uses, dtype), None)
+        obstacles = list(_obstacles(module, names, uses, dtype))
         weight = module._modules.get("packed_weight")
-        if obstacle is not None:
-            problems[names[0]] = obstacle
+        if obstacles:
+            problems[names[0]] = obstacles
         elif isinstance(weight, PackedMatrix):
             found[names[0]] = weight
     if problems:
@@ -63,10 +63,11 @@ def group_size_of(matrix: PackedMatrix) -> int | None:
     return None if matrix.columns < (matrix.scheme.group_size or matrix.columns + 1) else matrix.group_size
 
 
-def _listed(problems: Mapping[str, str]) -> str:
+def _listed(problems: Mapping[str, list[str]]) -> str:
     layers: dict[str, list[str]] = {}
-    for name, problem in problems.items():
-        layers.setdefault(problem, []).append(name)
+    for name, found in problems.items():
+        for problem in found:
+            layers.setdefault(problem, []).append(name)
     lines = "\n".join(f"- {quoted(names)}: {problem}" for problem, names in layers.items())
     return f"compressed-tensors cannot hold these layers:\n{lines}"
 
@@ -97,7 +98,7 @@ def _obstacles_of_scheme(module: PackedModule, matrix: PackedMatrix) -> Iterator
         yield "its inputs are quantized to INT8 in a way that readers do not know; quantize with activations=None"
     if not matrix.scheme.symmetric:
         yield "its codes are asymmetric, which transformers fails to load; quantize with symmetric=True"
-    if matrix.columns % matrix.group_size:
+    if matrix.columns % matrix.group_size != 0:
         yield (
             f"its {matrix.columns} input features are no multiple of group_size={matrix.group_size}; quantize with "
             f"{_divisors(matrix.columns)}, or skip it by modules_to_not_convert"
@@ -112,7 +113,7 @@ def _divisors(columns: int) -> str:
 def _inexact(matrix: PackedMatrix, dtype: torch.dtype) -> Iterator[str]:
     if matrix.dtype != dtype:
         yield f"its dtype is {matrix.dtype}, that of the model {dtype}; call result.model.to({dtype}) first"
-    elif matrix.columns % matrix.group_size == 0 and not _reads_equal(matrix, dtype):
+    elif matrix.scheme.symmetric and not _reads_equal(matrix, dtype):
         wanted = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
         yield (
             f"readers multiply codes and scales in {dtype}, which rounds its {matrix.scale.dtype} scales; quantize "
@@ -144,5 +145,5 @@ def as_readers_compute(codes: Tensor, scale: Tensor, matrix: PackedMatrix) -> Te
     Returns:
         ``[n, columns]`` in the dtype of the scales.
     """
-    values = to_groups(codes.to(scale.dtype) - matrix.scheme.middle_code, matrix.group_size)
+    values = to_groups((codes.int() - matrix.scheme.middle_code).to(scale.dtype), matrix.group_size)
     return from_groups(values * scale.unsqueeze(-1), matrix.columns)

@@ -159,12 +159,13 @@ def _inside(path: Path, source: Path) -> Path:
     return real
 
 
-def folder_obstacle(target: Path, method: str) -> str:
+def folder_obstacle(target: Path, format: str, method: str) -> str:
     """Why a folder must not take the place of what is there: only empty folders and those of the same format give way.
 
     Args:
         target: Where a folder is to be.
-        method: The ``quant_method`` of the format.
+        format: Name of the format.
+        method: Its ``quant_method``.
 
     Returns:
         A text; empty where it may.
@@ -173,7 +174,10 @@ def folder_obstacle(target: Path, method: str) -> str:
         return ""
     if target.is_dir() and (not any(target.iterdir()) or _method_of(target) == method):
         return ""
-    return f"is there already, and is no {method} folder that could be replaced; give another name, or remove it"
+    return (
+        f"is there already, and is no folder of the format {format!r}, which could be replaced; give another name, or "
+        "remove it"
+    )
 
 
 def _method_of(folder: Path) -> object:

@@ -57,7 +57,7 @@ class HuggingFaceExporter(Exporter):
     name: ClassVar[str] = "huggingface"
 
     def obstacle_at(self, path: Path) -> str:
-        return folder_obstacle(path, METHOD)
+        return folder_obstacle(path, self.name, METHOD)
 
     def write(self, result: QuantResult, path: Path) -> None:
         require_pretrained(result.model)
