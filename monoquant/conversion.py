@@ -17,6 +17,7 @@ from monoquant.modules.fast_path import keep_off, layers_to_keep_off, let_back
 from monoquant.modules.packed_layer import PackedLayer, replace_parameters
 from monoquant.modules.packed_module import PackedModule
 from monoquant.modules.packed_weight import PackedWeight
+from monoquant.modules.pretrained import keep_from_saving, let_save
 from monoquant.modules.reparametrized import computed_weights
 from monoquant.restoring import restored_on_error
 from monoquant.source import tensor_identity
@@ -161,6 +162,7 @@ def convert_in_place(
             packed[name].put_into(module)
         for layer in layers_to_keep_off(model):
             keep_off(layer)
+        keep_from_saving(model)
 
 
 def dequantize(model: M, *, inplace: bool = False) -> M:
@@ -195,6 +197,7 @@ def dequantize(model: M, *, inplace: bool = False) -> M:
     with torch.inference_mode(False), restored_on_error(target.modules()):
         for layer in layers_to_keep_off(target):
             let_back(layer)
+        let_save(target)
         for module in list(target.modules()):
             if isinstance(module, PackedModule):
                 module.become_float(parameter)

@@ -17,7 +17,7 @@ from monoquant.disk.kinds import FileKind, kind_of
 from monoquant.disk.strict_json import read_json
 from monoquant.errors import ConfigError, FileError, InputError, PluginError
 from monoquant.formats.base import Exporter
-from monoquant.formats.native import load_into, read_report
+from monoquant.formats.native import NativeExporter, load_into, read_report
 from monoquant.hooks import PluginManager, Plugins, manager_of
 from monoquant.quantizer import QuantResult
 from monoquant.registry import Registered, chosen, known_adapters
@@ -57,8 +57,11 @@ def save(
         raise FileError(f"save takes the QuantResult that quantize() returned, not a {kind} (as of static_quantize())")
     manager = manager_of(plugins)
     found = _format(format, target, Exporter, manager.exporters(), manager)  # type: ignore[type-abstract]
-    if found.origin == BUILT_IN:
-        found.value.write(result, target)
+    obstacle = found.value.obstacle_at(target)
+    if obstacle:
+        raise FileError(f"{target}: {obstacle}")
+    if isinstance(found.value, NativeExporter):
+        found.value.write(result, target)  # which is atomic by itself, and refuses to replace a folder
         return
     with staged(target) as place:
         _export(result, found, place)

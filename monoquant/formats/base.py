@@ -17,13 +17,26 @@ class Exporter(abc.ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Ends of file names by which ``save`` chooses it where no format is given; default none."""
 
+    def obstacle_at(self, path: Path) -> str:
+        """Why what is at the target must not be replaced, asked before anything is written.
+
+        A format that writes a folder should say so where one holds anything else: all of it would be gone.
+
+        Args:
+            path: Where the caller wants the result; there need not be anything.
+
+        Returns:
+            A text that says what to do, for a FileError; default: empty, all may be replaced.
+        """
+        return ""
+
     @abc.abstractmethod
     def write(self, result: QuantResult, path: Path) -> None:
         """Write a quantized model.
 
-        ``save`` gives the exporter of a plugin or a caller a path of the right name in a new, empty folder. What is
-        written there, files beside the path included, is moved into place when all has been written; where that fails,
-        what was there stays as it was.
+        ``save`` gives the exporter a path of the right name in a new, empty folder. What is written there, files beside
+        the path included, is moved into place when all has been written; where that fails, what was there stays as it
+        was. (monoquant's own single file replaces another by itself.)
 
         Args:
             result: What quantize() or a Quantizer returned; not to be changed.

@@ -106,7 +106,7 @@ def read_report(path: Path) -> QuantReport:
     Raises:
         FileError: When the file is damaged or of another format or version.
     """
-    return _parse(path, read_container(path)[1]).report
+    return parsed(path, read_container(path)[1]).report
 
 
 def peek_report(path: Path) -> QuantReport:
@@ -118,7 +118,7 @@ def peek_report(path: Path) -> QuantReport:
     Raises:
         FileError: When its header is damaged, or of another format or version; damage to tensors goes unseen.
     """
-    return _parse(path, read_metadata(path)).report
+    return parsed(path, read_metadata(path)).report
 
 
 def read_dequantized(path: Path) -> dict[str, Tensor]:
@@ -137,10 +137,10 @@ def read_dequantized(path: Path) -> dict[str, Tensor]:
     return dequantized_state(path, state, stored.packed)
 
 
-def _read(path: Path) -> tuple[_Stored, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Stored, dict[str, Tensor]]:
     """What a file says, and its tensors under all their names."""
     tensors, metadata = read_container(path)
-    stored = _parse(path, metadata)
+    stored = parsed(path, metadata)
     lost = sorted(set(stored.aliases.values()) - set(tensors))
     if lost:
         raise FileError(f"{path}: its metadata names tensors that it does not hold: {', '.join(lost)}")
@@ -148,13 +148,30 @@ def _read(path: Path) -> tuple[_Stored, dict[str, Tensor]]:
 
 
 @attrs.frozen
-class _Stored:
+class Stored:
+    """What the metadata of a file says.
+
+    Args:
+        report: The report of the run.
+        aliases: Further names of tensors, with the names that they are stored under.
+        packed: The packed layers by name.
+    """
+
     report: QuantReport
     aliases: dict[str, str]
     packed: dict[str, PackedAs]
 
 
-def _parse(path: Path, metadata: dict[str, str]) -> _Stored:
+def parsed(path: Path, metadata: dict[str, str]) -> Stored:
+    """Understand the metadata of a file.
+
+    Args:
+        path: Where it is, for errors.
+        metadata: As :func:`read_container` gives it.
+
+    Raises:
+        FileError: When it is of another format or version, or cannot be read.
+    """
     if metadata.get("format") != FORMAT:
         raise FileError(f"{path}: not written by monoquant.save (format {metadata.get('format')!r})")
     version = metadata.get("format_version")
@@ -171,7 +188,7 @@ def _parse(path: Path, metadata: dict[str, str]) -> _Stored:
             for record in report.by_action(Action.QUANTIZE)
             if record.scheme is not None
         }
-        return _Stored(report, _texts(metadata["aliases"]), packed)
+        return Stored(report, _texts(metadata["aliases"]), packed)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise FileError(f"{path}: its metadata cannot be read ({error})") from error
 

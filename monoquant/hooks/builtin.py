@@ -10,6 +10,8 @@ from monoquant.algorithms.base import WeightAlgorithm
 from monoquant.algorithms.choice import ALGORITHMS
 from monoquant.checks import BUILT_IN_CHECKS, WarningCheck
 from monoquant.formats.base import Exporter
+from monoquant.formats.compressed_tensors import CompressedTensorsExporter
+from monoquant.formats.huggingface import HuggingFaceExporter
 from monoquant.formats.native import NativeExporter
 from monoquant.hooks.specs import hookimpl
 from monoquant.kernels.base import Kernel
@@ -53,8 +55,8 @@ def monoquant_register_kernels() -> Iterable[Kernel]:
 
 @hookimpl
 def monoquant_register_exporters() -> Iterable[Exporter]:
-    """Register monoquant's own file format."""
-    return [NativeExporter()]
+    """Register monoquant's own file, and the folders that other tools read."""
+    return [NativeExporter(), CompressedTensorsExporter(), HuggingFaceExporter()]
 
 
 @hookimpl

@@ -8,6 +8,8 @@ import monoquant as mq
 from monoquant.adapters.choice import BUILT_IN_ADAPTERS
 from monoquant.algorithms.choice import ALGORITHMS
 from monoquant.checks import BUILT_IN_CHECKS
+from monoquant.formats.compressed_tensors import CompressedTensorsExporter
+from monoquant.formats.huggingface import HuggingFaceExporter
 from monoquant.formats.native import NativeExporter
 from monoquant.hooks import PluginManager, builtin, specs
 from monoquant.ranges import BUILT_IN_OBSERVERS
@@ -42,10 +44,11 @@ def test_what_is_named_is_registered_by_marked_hooks(name: str, values: tuple[ob
     assert tuple(implementation()) == values
 
 
-def test_the_own_format_is_registered_by_a_marked_hook() -> None:
+def test_formats_are_registered_by_a_marked_hook() -> None:
     """So that nothing but hooks brings formats."""
-    (entry,) = PluginManager(discover=False).exporters()
-    assert (type(entry.value), entry.origin) == (NativeExporter, BUILT_IN)
+    entries = PluginManager(discover=False).exporters()
+    assert {entry.origin for entry in entries} == {BUILT_IN}
+    assert [type(entry.value) for entry in entries] == [NativeExporter, CompressedTensorsExporter, HuggingFaceExporter]
     assert [entry.value.name for entry in PluginManager(discover=False).reporters()] == ["text", "json"]
 
 
