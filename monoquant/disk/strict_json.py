@@ -54,7 +54,7 @@ def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Any:
     except ValueError as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"{path}: cannot be read as {what} ({error}); get it again") from error
+        raise FileError(f"{path}: not {what} ({error}); get it again") from error
 
 
 def _parts(text: bytes) -> int:
