@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import os
-import secrets
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import attrs
 import torch
@@ -20,13 +14,14 @@ from torch import Tensor
 
 from monoquant.disk.header import DTYPE_CODES, LENGTH, METADATA, is_sound_name, read_header
 from monoquant.disk.open_file import OpenFile
+from monoquant.disk.replacing import replacement as replacement
+from monoquant.disk.replacing import staged as staged
 from monoquant.disk.tensors import read_tensors
-from monoquant.errors import FileError, MonoquantError
+from monoquant.errors import FileError
 from monoquant.numerics.memory import byte_view
 
 HASHES_KEY = "tensors.sha256"
 METADATA_HASH_KEY = "metadata.sha256"
-_TEMPORARY_SUFFIX = ".monoquant-tmp"
 
 
 def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -41,14 +36,13 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
         metadata: Texts by key.
 
     Raises:
-        FileError: When the target's folder does not exist or cannot be written.
+        FileError: When the target's folder does not exist, cannot be written or has no room.
     """
     refuse_unknown_kinds(tensors)
-    on_disk = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    slots = arranged(on_disk)
-    header = header_of(slots, sealed(metadata, {name: hash_of(name, tensor) for name, tensor in on_disk.items()}))
-    with replacement(path) as file:
-        file.write(header)
+    slots = arranged(tensors)
+    with replacement(path, size=size_of(slots, metadata)) as file:
+        on_disk = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        file.write(header_of(slots, sealed(metadata, {name: hash_of(name, one) for name, one in on_disk.items()})))
         for name in slots:
             file.write(byte_view(on_disk[name]))
 
@@ -131,6 +125,17 @@ def header_of(slots: Mapping[str, Slot], texts: Mapping[str, str], room: int = 0
     text = text.ljust(room - LENGTH.size)
     text += b" " * (-len(text) % 8)
     return LENGTH.pack(len(text)) + text
+
+
+def size_of(slots: Mapping[str, Slot], metadata: Mapping[str, str]) -> int:
+    """Bytes of a file that :func:`write_container` writes.
+
+    Args:
+        slots: As :func:`arranged` gives them.
+        metadata: Texts by key.
+    """
+    header = header_of(slots, sealed(metadata, dict.fromkeys(slots, "0" * 64)))
+    return len(header) + max((slot.end for slot in slots.values()), default=0)
 
 
 def sealed(metadata: Mapping[str, str], hashes: Mapping[str, str]) -> dict[str, str]:
@@ -228,140 +233,3 @@ def _verify(path: Path, tensors: Mapping[str, Tensor], hashes: Sequence[str]) ->
     ]
     if damaged:
         raise FileError(f"{path}: damaged, tensors differ from their hashes: {', '.join(damaged)}; get it again")
-
-
-@contextmanager
-def replacement(path: Path) -> Iterator[BinaryIO]:
-    """A file, to be written and read, that takes another's place when all is in it, and leaves no trace otherwise.
-
-    Args:
-        path: Target; replaced if it exists, kept as it was if anything fails.
-
-    Raises:
-        FileError: When the target's folder does not exist or cannot be written.
-    """
-    folder = path.parent
-    problem = _problem_of(path)
-    if problem:
-        raise FileError(f"{path}: {problem}")
-    temporary = _temporary(path)
-    try:
-        _remove_litter(path)
-        with temporary.open("x+b") as file:
-            yield file
-            _flush(file)
-        temporary.replace(path)
-        _flush_folder(folder)
-    except MonoquantError:
-        raise
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be written ({error}); the file is as it was before") from error
-    finally:
-        with suppress(OSError, ValueError):
-            temporary.unlink()
-
-
-@contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A place to write a file or a folder to, of the same name, whose neighbours come along when all is written.
-
-    Args:
-        path: Target; replaced if it exists, kept as it was if anything fails while it is written.
-
-    Raises:
-        FileError: When the target's folder does not exist or cannot be written.
-    """
-    problem = _problem_of_folder(path)
-    if problem:
-        raise FileError(f"{path}: {problem}")
-    try:
-        _remove_litter(path)
-        stage = _temporary(path)
-        stage.mkdir()
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be written ({error}); it is as it was before") from error
-    try:
-        yield stage / path.name
-        _put_into_place(stage, path)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _put_into_place(stage: Path, path: Path) -> None:
-    # The target comes last, so that what it refers to is there.
-    written = sorted(stage.iterdir(), key=lambda one: one.name == path.name)
-    old = stage / f"{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
-    old.mkdir()
-    try:
-        for one in written:
-            _take_place(one, path.parent / one.name, old / one.name)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written ({error})") from error
-    _flush_folder(path.parent)
-
-
-def _take_place(new: Path, target: Path, kept: Path) -> None:
-    is_in_the_way = target.is_dir() or (target.exists() and new.is_dir())  # files replace files only
-    if is_in_the_way:
-        target.replace(kept)
-    try:
-        new.replace(target)
-    except OSError:
-        if is_in_the_way:
-            kept.replace(target)
-        raise
-
-
-def _temporary(path: Path) -> Path:
-    return path.parent / f".{_stem(path)}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
-
-
-def _problem_of(path: Path) -> str:
-    try:
-        return _problem_of_folder(path) or ("is a folder; give a file name" if path.is_dir() else "")
-    except (OSError, ValueError) as error:
-        return f"cannot be written ({error}); give another name"
-
-
-def _problem_of_folder(path: Path) -> str:
-    exists = path.parent.is_dir()
-    return "" if exists else f"the folder {path.parent} does not exist; create it first"
-
-
-def _stem(path: Path) -> str:
-    return path.name[:50]  # the temporary name is longer than the target's, and file systems limit both
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows cannot open folders; its renames are journalled.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_litter(path: Path) -> None:
-    """Remove what killed writers of the same target left behind."""
-    if os.name == "nt":
-        return  # No harmless way to ask whether a process lives.
-    for temporary in path.parent.glob(f".{glob.escape(_stem(path))}.*{_TEMPORARY_SUFFIX}"):
-        owner = temporary.name.removeprefix(f".{_stem(path)}.").partition(".")[0]
-        if owner.isdigit() and not _is_alive(int(owner)):
-            shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import monoquant as mq
+from monoquant.disk import replacing
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +216,7 @@ def test_a_folder_that_cannot_be_replaced_is_put_back(
             raise PermissionError("locked")
         return replace(source, target)
 
+    monkeypatch.setattr(replacing, "exchanged", lambda *_: False)
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(mq.FileError, match=r"a: cannot be written \(locked\)"):
         mq.save(result, tmp_path / "a", Sudden("new", folder=True), plugins=False)

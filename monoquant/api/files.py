@@ -12,8 +12,8 @@ from torch import nn
 
 from monoquant.adapters.base import ModuleAdapter
 from monoquant.api.kernels import offered
-from monoquant.container import replacement, staged
 from monoquant.disk.kinds import FileKind, kind_of
+from monoquant.disk.replacing import replacement, staged
 from monoquant.disk.strict_json import read_json
 from monoquant.errors import ConfigError, FileError, InputError, PluginError
 from monoquant.formats.base import Exporter
@@ -123,7 +123,7 @@ def load_report(path: str | os.PathLike[str]) -> QuantReport:
     file = _as_path(path)
     if kind_of(file) is FileKind.SAFETENSORS:
         return read_report(file)
-    found = read_json(file, "a report that save_report wrote as JSON, nor as a model that save wrote")
+    found = read_json(file, "a report that save_report wrote as JSON, nor a model that save wrote")
     try:
         return QuantReport.from_dict(found)
     except FileError as error:
@@ -170,9 +170,9 @@ def save_report(
     target = _as_path(path)
     manager = manager_of(plugins)
     found = _format(format, target, Reporter, manager.reporters(), manager)  # type: ignore[type-abstract]
-    text = _rendered(report, found)
-    with replacement(target) as file:
-        file.write(text.encode())
+    content = _rendered(report, found).encode()
+    with replacement(target, size=len(content)) as file:
+        file.write(content)
 
 
 def _rendered(report: QuantReport, reporter: Registered[Reporter]) -> str:

@@ -120,7 +120,7 @@ class _Entry:
     @classmethod
     def of(cls, name: str, entry: Any) -> _Entry:
         if not is_sound_name(name):
-            raise ValueError(f"the name {name!r} holds what is no letter")
+            raise ValueError(f"the name {name!r} cannot be printed")
         if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
             raise ValueError(f"{name!r} has no dtype")
         shape, offsets = entry.get("shape"), entry.get("data_offsets")

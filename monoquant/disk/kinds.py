@@ -7,7 +7,6 @@ from pathlib import Path
 
 from monoquant.disk.open_file import OpenFile
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BEGINNINGS = {b"PK\x03\x04": "ZIP", b"\x93NUMPY": "NPY", b"GGUF": "GGUF", b"\x80": "PICKLE"}
 
 
@@ -42,5 +41,5 @@ def kind_of(path: Path) -> FileKind:
     for beginning, name in _BEGINNINGS.items():
         if start.startswith(beginning):
             return FileKind[name]
-    is_object = start.removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"{") and b"\0" not in start
+    is_object = start.lstrip().startswith(b"{") and b"\0" not in start
     return FileKind.JSON if is_object else FileKind.OTHER

@@ -129,7 +129,7 @@ def _indexed(index: Path) -> Shards:
     found = read_json(index, "an index")
     places = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(one, str) for one in places.values()):
-        raise FileError(f"{index}: cannot be read as an index (its weight_map maps no names to files); get it again")
+        raise FileError(f"{index}: not an index (its weight_map maps no names to files); get it again")
     wanted: dict[str, set[str]] = {}
     for tensor, place in places.items():
         wanted.setdefault(place, set()).add(tensor)

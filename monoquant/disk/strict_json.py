@@ -29,13 +29,16 @@ def parse_json(text: bytes | str) -> Any:
     """
     if len(text) > MOST_BYTES:
         raise ValueError(f"{len(text)} characters of it, where at most {MOST_BYTES} make sense")
-    parts = sum(text.count(mark) for mark in _MARKS) if isinstance(text, str) else _parts(text)
-    if parts > _MOST_PARTS:
-        raise ValueError(f"{parts} values in it, where at most {_MOST_PARTS} make sense")
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
+        decoded = text if isinstance(text, str) else text.decode()
+        parts = sum(map(decoded.count, _MARKS))
+        if parts > _MOST_PARTS:
+            raise ValueError(f"{parts} values in it, where at most {_MOST_PARTS} make sense")
+        return json.loads(decoded, object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except MemoryError:
+        raise ValueError("there is no memory for it") from None
 
 
 def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Any:
@@ -54,11 +57,7 @@ def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Any:
     except ValueError as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"{path}: cannot be read as {what} ({error}); get it again") from error
-
-
-def _parts(text: bytes) -> int:
-    return sum(text.count(mark.encode()) for mark in _MARKS)
+        raise FileError(f"{path}: not {what} ({error}); get it again") from error
 
 
 def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,13 +20,13 @@ def read_tensors(file: OpenFile, stored: Mapping[str, Stored]) -> dict[str, Tens
         stored: Where each is, as :func:`read_header` gives it.
 
     Returns:
-        By name, on the CPU.
+        By name, in the order of names, on the CPU.
 
     Raises:
         FileError: When they cannot be read, or memory does not hold them.
     """
     found = {}
-    for name, one in stored.items():
+    for name, one in sorted(stored.items()):
         found[name] = _room(file, name, one)
         file.fill(one.start, found[name])
     return found

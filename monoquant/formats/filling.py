@@ -14,7 +14,7 @@ from monoquant.adapters.base import ModuleAdapter, Obstacle
 from monoquant.adapters.choice import Packable
 from monoquant.adapters.choice import examine as examine_module
 from monoquant.conversion import convert_in_place
-from monoquant.errors import FileError
+from monoquant.errors import ConfigError, FileError
 from monoquant.modules.integer_compute import InputQuantizer
 from monoquant.modules.packed_layer import PackedLayer
 from monoquant.modules.packed_matrix import PackedMatrix
@@ -127,7 +127,7 @@ def dequantized_state(path: Path, state: Mapping[str, Tensor], packed: Mapping[s
             try:
                 weight = _loaded(empty_weight(form, how.scheme, how.dtype), _buffers(name, key, state))
                 found[joined(name, key)] = weight.dequantize()
-            except RuntimeError as error:
+            except (RuntimeError, ConfigError) as error:
                 problems.append(f"layer {name!r}: {_reasons(error)}")
     if problems:
         raise FileError(f"{path}: its tensors are not those of its layers: {'; '.join(problems)}")
@@ -205,7 +205,7 @@ def _built(
             continue
         try:
             loaded = _loaded(empty_weight(form, how.scheme, how.dtype), own)
-        except RuntimeError as error:
+        except (RuntimeError, ConfigError) as error:
             return f"layer {name!r} of shape {form.shape} does not fit: {_reasons(error)}"
         weights[key] = shared[id(layout)] = loaded if device.type == "meta" else loaded.to(device)
     # An adapter may take other weights than the file holds, as where a state dict of a weight-normed model was packed.
@@ -222,7 +222,7 @@ def _buffers(layer: str, weight: str, state: Mapping[str, Tensor]) -> dict[str, 
     return {part.removeprefix(prefix): tensor for part, tensor in state.items() if part.startswith(prefix)}
 
 
-def _reasons(error: RuntimeError) -> str:
+def _reasons(error: Exception) -> str:
     text = " ".join(str(error).split())
     return re.sub(r"^Error\(s\) in loading state_dict for \w+: ", "", text)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +21,7 @@ from monoquant.formats.base import Exporter
 from monoquant.formats.filling import PackedAs, dequantized_state, examine, fill
 from monoquant.kernels.choice import Offer
 from monoquant.modules.kernel_compute import choose_kernels
-from monoquant.modules.packed_module import PackedModule
+from monoquant.modules.packed_module import PREFIX, PackedModule
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.quantizer import QuantResult
 from monoquant.report import LayerReport, QuantReport
@@ -27,6 +29,9 @@ from monoquant.report.plain import dtype_named, from_plain, to_plain
 from monoquant.source import joined, names_of_modules, persistent_tensors, tensor_identity
 from monoquant.values import PACKABLE_DTYPES, Action
 
+_SCALE = re.compile(rf"(^|\.){PREFIX}[^.]+\.scale$")
+_LARGEST = 1 << 60
+"""Elements that a tensor can have at most."""
 FORMAT = "monoquant"
 FORMAT_VERSION = 1
 
@@ -144,6 +149,9 @@ def _read(path: Path) -> tuple[Stored, dict[str, Tensor]]:
     lost = sorted(set(stored.aliases.values()) - set(tensors))
     if lost:
         raise FileError(f"{path}: its metadata names tensors that it does not hold: {', '.join(lost)}")
+    broken = sorted(name for name in tensors if _SCALE.search(name) and not tensors[name].isfinite().all())
+    if broken:
+        raise FileError(f"{path}: scales with NaN or Inf: {', '.join(broken)}; quantize it again")
     return stored, {**tensors, **{alias: tensors[kept] for alias, kept in stored.aliases.items()}}
 
 
@@ -195,7 +203,11 @@ def parsed(path: Path, metadata: dict[str, str]) -> Stored:
 
 def _forms(record: LayerReport, special: Mapping[str, MatrixForm]) -> dict[str, MatrixForm]:
     plain = MatrixForm.rows_first(record.shape)
-    return {name: special.get(joined(record.layer, name), plain) for name in record.weights}
+    forms = {name: special.get(joined(record.layer, name), plain) for name in record.weights}
+    absurd = [form.shape for form in forms.values() if not 0 < math.prod(form.shape) < _LARGEST]
+    if absurd:
+        raise ValueError(f"layer {record.layer!r} has shape {absurd[0]}, which no weight can have")
+    return forms
 
 
 def _special_forms(result: QuantResult) -> dict[str, MatrixForm]:

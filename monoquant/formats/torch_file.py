@@ -114,9 +114,9 @@ def _record_sizes(content: bytes, directory: _Directory) -> Iterator[int]:
             raise ValueError("its directory is cut short")
         if method != 0 or flags & 1:
             raise ValueError("its records are compressed or encrypted: torch.save writes them as they are")
-        more = content[place + _RECORD.size + name :][:extra]
-        yield max(_full_sizes(packed, size, more))
-        place += _RECORD.size + name + extra + comment
+        more = place + _RECORD.size + name
+        yield max(_full_sizes(packed, size, content[more : more + extra]))
+        place = more + extra + comment
     if place != len(content):
         raise ValueError("its directory holds more than its records")
 

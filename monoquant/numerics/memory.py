@@ -30,6 +30,22 @@ def stored_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(min(capacity[key], sum(size for _, size in held)) for key, held in views.items())
 
 
+def format_bytes(count: float) -> str:
+    """Bytes with a binary unit, for people.
+
+    Args:
+        count: Bytes, >= 0.
+
+    Returns:
+        For example ``"512 B"``, ``"2.0 KiB"``, ``"1.3 MiB"``.
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
 def _dense_parts(tensor: Tensor) -> list[Tensor]:
     if tensor.layout == torch.strided:
         return [tensor]

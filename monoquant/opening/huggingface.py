@@ -69,7 +69,7 @@ class _Config:
         file = members_of(folder, [CONFIG])[0]
         found = read_json(file, "a config", _MOST_CONFIG)
         if not isinstance(found, dict):
-            raise FileError(f"{file}: cannot be read as a config (it is no object); get it again")
+            raise FileError(f"{file}: not a config (it is no object); get it again")
         names, kind, map_ = found.get("architectures") or [], found.get("model_type", ""), found.get("auto_map") or {}
         if not isinstance(names, list) or not all(isinstance(name, str) and name.isidentifier() for name in names):
             raise FileError(f"{file}: its architectures are {names!r}: names of classes are wanted; get it again")

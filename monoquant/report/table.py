@@ -6,28 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from monoquant.numerics.memory import format_bytes as format_bytes
 from monoquant.report.records import LayerReport, ReportData
 from monoquant.report.wording import grouped, told
 from monoquant.values import BUILT_IN, Action, Finding
 
 HEADINGS = ("layer", "decision", "before", "after", "weight dB", "output dB", "why")
 _ORDER = {Action.QUANTIZE: 0, Action.UNSUPPORTED: 1, Action.SKIP: 2}
-
-
-def format_bytes(count: float) -> str:
-    """Bytes with a binary unit, for people.
-
-    Args:
-        count: Bytes, >= 0.
-
-    Returns:
-        For example ``"512 B"``, ``"2.0 KiB"``, ``"1.3 MiB"``.
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 def format_db(value: float | None, sign: bool = False) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from monoquant.algorithms.round_to_nearest import RoundToNearest
 from monoquant.container import Slot, arranged, header_of, replacement, sealed
 from monoquant.context import QuantContext
 from monoquant.conversion import convert_in_place, copy_without_weights
-from monoquant.errors import FileError
 from monoquant.formats.native import native_content, with_report
 from monoquant.kernels.base import RoundingKernel
 from monoquant.kernels.choice import PORTABLE_ROUNDING
@@ -25,7 +23,6 @@ from monoquant.passes.pack import PackPass, underflow
 from monoquant.passes.validation import CODES, RANGE, ValidationPass
 from monoquant.quantizer import Quantizer, QuantResult, quantized_weights
 from monoquant.report import QuantizationInfo, QuantReport
-from monoquant.report.table import format_bytes
 from monoquant.streaming.packing import Facts, WeightPacker, packer_of
 from monoquant.streaming.planning import StreamedWeight, pack_empty, packing_steps, planned
 from monoquant.streaming.reading import BlockReader, Progress
@@ -66,14 +63,15 @@ def quantize_stream(
     weights = pack_empty(quantizer, context, reader)
     layout = _Layout.of(context, weights, path)
     try:
-        with replacement(path) as file:
-            layout.require_space(path)
-            with TensorTarget(file, layout.slots, layout.room) as target:
-                facts = _transfer(reader, target, weights, tuple(kernels))
-                _refuse_extremes(quantizer, weights, facts, reader)
-                report = _concluded(quantizer, context, weights, facts)
-                source.require_unchanged()
-                target.put_header(layout.header(report, target.hashes()))
+        with (
+            replacement(path, size=layout.size) as file,
+            TensorTarget(file, layout.slots, layout.room) as target,
+        ):
+            facts = _transfer(reader, target, weights, tuple(kernels))
+            _refuse_extremes(quantizer, weights, facts, reader)
+            report = _concluded(quantizer, context, weights, facts)
+            source.require_unchanged()
+            target.put_header(layout.header(report, target.hashes()))
     finally:
         reader.close()
     return report
@@ -102,14 +100,10 @@ class _Layout:
     def header(self, report: QuantReport, hashes: Mapping[str, str]) -> bytes:
         return header_of(self.slots, sealed(with_report(self.metadata, report), hashes), self.room)
 
-    def require_space(self, path: Path) -> None:
-        needed = self.room + max((slot.end for slot in self.slots.values()), default=0)
-        free = shutil.disk_usage(path.parent).free
-        if free < needed:
-            raise FileError(
-                f"{path}: no space left, the file needs {format_bytes(needed)} and its folder has {format_bytes(free)} "
-                "free; make room, or give another folder"
-            )
+    @property
+    def size(self) -> int:
+        """Bytes that the file will have."""
+        return self.room + max((slot.end for slot in self.slots.values()), default=0)
 
 
 def _transfer(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from monoquant.container import write_container
 from monoquant.errors import FileError, InputError
 from monoquant.formats.weights_file import read_weights
 
@@ -64,17 +65,24 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    """Neither is read."""
-    for path in (tmp_path / "nothing.pt", tmp_path):
-        with pytest.raises(FileError, match="no such file"):
-            read_weights(path)
+    """Neither is read, where the folder holds no weights."""
+    with pytest.raises(FileError, match="no such file"):
+        read_weights(tmp_path / "nothing.pt")
+    with pytest.raises(FileError, match="holds neither"):
+        read_weights(tmp_path)
 
 
-def test_other_endings_are_refused(tmp_path: Path) -> None:
-    """With those that are known."""
-    (tmp_path / "weights.onnx").write_bytes(b"x")
-    with pytest.raises(FileError, match=r"give a \.safetensors file, or one of \.pt, \.pth, \.bin, \.ckpt"):
-        read_weights(tmp_path / "weights.onnx")
+def test_what_a_file_holds_decides_and_not_its_name(tmp_path: Path) -> None:
+    """Each under the name of another, and something else under any."""
+    state = {"weight": torch.randn(3, 5)}
+    torch.save(state, tmp_path / "torch.safetensors")
+    write_container(tmp_path / "tensors.pt", state, {})
+    for name in ("torch.safetensors", "tensors.pt"):
+        assert torch.equal(read_weights(tmp_path / name)["weight"], state["weight"])
+    for content, what in ((b"x", "a file of another kind"), (b"GGUF", "a GGUF file"), (b"", "an empty file")):
+        (tmp_path / "weights.pt").write_bytes(content)
+        with pytest.raises(FileError, match=f"is {what}; give a .safetensors file, or one that torch.save wrote"):
+            read_weights(tmp_path / "weights.pt")
 
 
 def test_any_damage_to_a_pickle_is_a_file_error(tmp_path: Path) -> None:
@@ -90,7 +98,7 @@ def test_any_damage_to_a_pickle_is_a_file_error(tmp_path: Path) -> None:
         (tmp_path / "damaged.pt").write_bytes(damaged)
         with contextlib.suppress(FileError, InputError):  # anything else fails the test
             read_weights(tmp_path / "damaged.pt")
-    for content in (b"abc", b"\x80", b"."):
+    for content in (b"\x80", b"\x80\x02.", b"\x80\x02}"):
         (tmp_path / "tiny.pt").write_bytes(content)
         with pytest.raises(FileError, match=r"tiny\.pt: cannot be read as weights only \([^\x1b]*\)"):
             read_weights(tmp_path / "tiny.pt")

@@ -361,12 +361,12 @@ def test_a_missing_temporary_folder_is_no_fault_of_the_model(
 
 def test_a_full_disk_is_no_fault_of_the_model(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that cannot be written is a FileError, not a failed layer."""
-    from monoquant import container
+    from monoquant.disk import replacing
 
     def full(_file: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(container, "_flush", full)
+    monkeypatch.setattr(replacing, "_flush", full)
     with pytest.raises(mq.FileError, match="No space left"):
         pipeline().run(small)
 

@@ -16,10 +16,10 @@ import torch
 
 import monoquant as mq
 from monoquant.container import write_container
+from monoquant.disk import replacing
 from monoquant.kernels.base import Codes
 from monoquant.kernels.rounding import PortableRounding
 from monoquant.numerics.metrics import Energy
-from monoquant.streaming import run
 from monoquant.streaming.run import quantize_stream
 from monoquant.streaming.source import TensorSource
 from monoquant.streaming.target import TensorTarget
@@ -72,7 +72,13 @@ HEADERS: list[tuple[Any, bytes, int | None, str]] = [
     (b"[" * 200_000, b"", None, "its header cannot be read"),
     ([], b"", None, "it is no object"),
     ({"a": 3}, b"", None, "'a' has no dtype"),
-    ({"\ud800": tensor(0, 4, [1])}, b"1234", None, "is no text"),
+    ({"\ud800": tensor(0, 4, [1])}, b"1234", None, "cannot be printed"),
+    ({"a\x1b[2J": tensor(0, 4, [1])}, b"1234", None, "cannot be printed)"),
+    ({"__metadata__": []}, b"", None, "its __metadata__ is no object of texts"),
+    ({"__metadata__": {"a": 1}}, b"", None, "__metadata__ is no object of texts"),
+    (b'{"a": NaN}', b"", None, "NaN is no number"),
+    (b'{"a": 1e999}', b"", None, "1e999 is no number that fits"),
+    (b'{"a": [' + b"0," * 11_000_000 + b"0]}", b"", None, "values in it, where at most 10000000 make sense"),
     ({"a": tensor(0, 0, [1 << 62, 1 << 62, 0])}, b"", None, "which no tensor can have"),
     ({"a": tensor(0, 0, [1 << 63, 0])}, b"", None, "'a' has shape [9223372036854775808, 0]"),
     ({"a": tensor(0, 4, [-1])}, b"1234", None, "'a' has shape [-1]"),
@@ -103,11 +109,11 @@ def test_headers_that_are_wrong(
 def test_files_that_are_no_files(source: Path, target: Path) -> None:
     """Missing, empty, of another kind, or given as something else."""
     assert "no such file" in refused(source.with_name("other.safetensors"), target)
-    assert "holds neither model.safetensors.index.json nor model.safetensors" in refused(source.parent, target)
     source.write_bytes(b"123")
     assert "it has 3 bytes" in refused(source, target)
     source.rename(source.with_suffix(".bin"))
-    assert "give a .safetensors file" in refused(source.with_suffix(".bin"), target)
+    assert "it has 3 bytes" in refused(source.with_suffix(".bin"), target)
+    assert "holds neither model.safetensors.index.json nor model.safetensors" in refused(source.parent, target)
     for wrong in ({"source": 3, "target": target}, {"source": source, "target": None}):
         with pytest.raises(mq.FileError, match="is no path"):
             mq.quantize_file(**wrong)  # type: ignore[arg-type]
@@ -125,15 +131,18 @@ def test_a_file_of_nothing(source: Path, target: Path) -> None:
 
 
 INDICES: list[tuple[Any, str]] = [
-    (b"{", "cannot be read as an index"),
-    ([], "cannot be read as an index"),
-    ({"metadata": {}}, "cannot be read as an index"),
+    (b"{", "not an index"),
+    (b'{"weight_map": {"a": "b", "a": "c"}}', "'a' appears twice"),
+    ({"metadata": {}}, "not an index"),
     ({"weight_map": {}}, "maps no names to files"),
     ({"weight_map": {"a.weight": 3}}, "maps no names to files"),
     ({"weight_map": {"a.weight": "../float.safetensors"}}, "'../float.safetensors'"),
     ({"weight_map": {"a.weight": "/etc/passwd"}}, "'/etc/passwd'"),
-    ({"weight_map": {"a.weight": "..\\x.safetensors", "b": ".."}}, "must lie beside it"),
-    ({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}, "not there: 1.safetensors, 2.safetensors"),
+    ({"weight_map": {"a.weight": "..\\x.safetensors", "b": ".."}}, "must lie in it"),
+    (
+        {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}},
+        "2 of 2 files are missing: 1.safetensors, 2.",
+    ),
     ({"weight_map": dict.fromkeys(("a.weight", "b.weight", "d.weight"), "float.safetensors")}, "d.weight is not in"),
     ({"weight_map": {"a.weight": "float.safetensors"}}, "b.weight in float.safetensors is not in the index"),
 ]
@@ -192,7 +201,7 @@ def test_no_space_left(source: Path, target: Path, monkeypatch: pytest.MonkeyPat
         return attrs.make_class("Usage", ["free"])(free=5000)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.shutil, "disk_usage", usage)
+        patch.setattr(replacing.shutil, "disk_usage", usage)
         patch.setattr(TensorSource, "read", None)
         assert re.search(r"needs 2\d\.\d KiB and its folder has 4\.9 KiB free", refused(source, target))
 
@@ -262,7 +271,9 @@ def test_a_source_that_cannot_be_read_on(source: Path, target: Path, monkeypatch
     original = TensorSource.read
 
     def failing(self: TensorSource, *args: Any) -> None:
-        self._files = dict.fromkeys(self._files, Failing())  # type: ignore[arg-type]
+        for file in self._files.values():
+            file.close()
+            file.file = Failing()  # type: ignore[assignment]
         original(self, *args)
 
     monkeypatch.setattr(TensorSource, "read", failing)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import monoquant as mq
-from monoquant import container
 from monoquant.container import write_container
+from monoquant.disk import replacing
 from monoquant.numerics import grouping
 from monoquant.numerics.memory import byte_view
 from monoquant.streaming import reading, run
@@ -75,7 +75,7 @@ def small_blocks(chunk: int, block: int, room: int = 4096) -> Iterator[None]:
         patch.setattr(grouping, "CHUNK_ELEMENTS", chunk)
         patch.setattr(grouping, "BLOCK_ELEMENTS", block)
         patch.setattr(reading, "BLOCK_BYTES", 8 * block)
-        patch.setattr(container, "_flush", lambda file: file.flush())  # rather than wait for the disk each time
+        patch.setattr(replacing, "_flush", lambda file: file.flush())  # rather than wait for the disk each time
         patch.setattr(run, "_ROOM", room)
         patch.setattr(run, "_ROOM_PER_WEIGHT", room // 8)
         yield
