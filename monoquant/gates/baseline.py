@@ -15,6 +15,7 @@ from monoquant.report.layer_difference import Change, LayerDifference, decimal, 
 from monoquant.report.records import LayerReport
 from monoquant.values import Finding, Severity
 
+_COMPARED = ("compared", "scheme-changed")
 NEW_BASELINE = "If that is wanted, write a new baseline."
 
 
@@ -35,8 +36,9 @@ class Baseline:
 class BaselineCheck(WarningCheck):
     """No layer lost more than is tolerated, and the model did not grow.
 
-    Like is compared with like only. Layers that are new, gone, of another shape or scheme, or that were measured on
-    outputs in one run and on weights in the other, are findings of their own.
+    Like is compared with like only. Layers that are new, gone, of another shape, or that were measured on outputs in
+    one run and on weights in the other, are findings of their own. Layers of another scheme are as well, and are held
+    against the tolerance where both were measured: fewer bits are a loss, whoever wanted them.
 
     Args:
         baseline: What to compare with.
@@ -65,7 +67,7 @@ class _Loss:
 
 
 def _judge_layers(layers: Sequence[LayerDifference], tolerance_db: float, source: str) -> list[Finding]:
-    losses = [_Loss(one.loss_db, one) for one in layers if one.status == "compared" and one.loss_db is not None]
+    losses = [_Loss(one.loss_db, one) for one in layers if one.status in _COMPARED and one.loss_db is not None]
     losses.sort(key=lambda loss: -loss.db)
     beyond = [loss for loss in losses if loss.db > decimal(tolerance_db)]
     return [
@@ -112,7 +114,7 @@ def _incomparable(one: LayerDifference, source: str) -> list[Finding]:
         message = f"Layer {one.name!r} is new: {source} has no figures to compare it with."
         return [_finding("layer-new", Severity.INFO, message, one.layer, "Write a new baseline after the release.")]
     if one.status == "scheme-changed":
-        return [_other_scheme(then, now, source)]
+        return [_other_scheme(one, then, now, source)]
     if one.status == "layer-changed":
         message = (
             f"Layer {one.name!r} is not the one of {source}: {_matrix(then)} then, {_matrix(now)} now; "
@@ -130,11 +132,11 @@ def _gone(one: LayerDifference, source: str) -> Finding:
     return _finding("layer-gone", Severity.WARNING, message, None, NEW_BASELINE)
 
 
-def _other_scheme(then: LayerReport, now: LayerReport, source: str) -> Finding:
+def _other_scheme(one: LayerDifference, then: LayerReport, now: LayerReport, source: str) -> Finding:
     severity = Severity.INFO if now.scheme is None else Severity.WARNING
+    uncompared = "; SQNR was not compared" if one.loss_db is None else ""
     message = (
-        f"Layer {now.name!r} has another scheme than in {source}: {_scheme(then)} then, {_scheme(now)} now; "
-        "SQNR was not compared."
+        f"Layer {now.name!r} has another scheme than in {source}: {_scheme(then)} then, {_scheme(now)} now{uncompared}."
     )
     return _finding("scheme-changed", severity, message, now.layer, NEW_BASELINE)
 
