@@ -84,6 +84,7 @@ class Meter:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._live: Live | None = None
+        self._is_paused = False
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -125,6 +126,15 @@ class Meter:
         finally:
             self.leave()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Show nothing while the block runs."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+
     def enter(self, what: str, look: Look | None = None) -> None:
         """Begin a stage, which :meth:`leave` ends; arguments as of :meth:`stage`."""
         with self._lock:
@@ -137,6 +147,8 @@ class Meter:
 
     def _work(self) -> None:
         while not self._ended.wait(_EVERY):
+            if self._is_paused:
+                continue
             # A terminal that went away costs what was to be shown, and not the command.
             with self._lock, suppress(OSError):
                 if self._live is not None:

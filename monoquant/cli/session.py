@@ -120,26 +120,19 @@ def command(function: Callable[..., int]) -> click.Command:
     """
 
     @functools.wraps(function)
-    def run(
-        as_json: bool,
-        quiet: bool,
-        verbose: bool,
-        no_plugins: bool,
-        trust_code: bool,
-        add: tuple[Path, ...],
-        block: tuple[str, ...],
-        trace: bool,
-        **own: Any,
-    ) -> int:
+    def run(as_json: bool, quiet: bool, verbose: bool, no_plugins: bool, trust_code: bool, **own: Any) -> int:
         if quiet and verbose:
             raise ConfigError("--quiet and --verbose exclude each other: give one of them")
         streams = Streams(function.__name__, as_json, -1 if quiet else int(verbose))
         click.get_current_context().find_root().obj = streams
         meter = Meter(streams.err, is_shown=not quiet)
-        options = {"add": add, "block": block, "discover": not no_plugins, "trace": True if trace else None}
-        session = Session(streams, meter, StageWatcher(meter), trust_code, options)
-        with meter.running():
-            return function(session, **own)
+        options = {name: own.pop(name) for name in ("add", "block", "trace")}
+        options |= {"discover": not no_plugins, "trace": options["trace"] or None}
+        try:
+            with meter.running():
+                return function(Session(streams, meter, StageWatcher(meter), trust_code, options), **own)
+        finally:
+            streams.flush()
 
     for option in reversed((*_OPTIONS, *_PLUGIN_OPTIONS)):
         run = option(run)

@@ -36,6 +36,7 @@ class Streams:
     out: Console = attrs.field(init=False)
     err: Console = attrs.field(init=False)
     _document: dict[str, Any] = attrs.field(init=False, factory=dict)
+    _shown: list[RenderableType] = attrs.field(init=False, factory=list)
 
     @out.default
     def _stdout(self) -> Console:
@@ -46,13 +47,19 @@ class Streams:
         return _console(sys.stderr)
 
     def show(self, shown: RenderableType) -> None:
-        """Print a result, unless JSON is wanted.
+        """Print a result, unless JSON is wanted; when the command has ended, so that it does not meet a moving bar.
 
         Args:
             shown: Text or a table.
         """
         if not self.as_json:
-            self.out.print(Text(shown) if isinstance(shown, str) else shown, soft_wrap=isinstance(shown, (str, Text)))
+            self._shown.append(Text(shown) if isinstance(shown, str) else shown)
+
+    def flush(self) -> None:
+        """Write the results that were to be printed."""
+        shown, self._shown = self._shown, []
+        for one in shown:
+            self.out.print(one, soft_wrap=isinstance(one, Text))
 
     def put(self, **fields: Any) -> None:
         """Add to the JSON document.

@@ -12,6 +12,10 @@ from monoquant.report import QuantReport
 from monoquant.report.table import HEADINGS, cells, finding_lines, summary_lines, worst_first
 
 _SHOWN = 20
+_GAP = 2
+_LEAST = 12
+_DISPENSABLE = ("why", "also named", "before", "decision", "dtype", "kind", "shape")
+"""Columns that are cut, or left out, where there is too little room; the first one first."""
 _STYLES = {"quantize": "green", "skip": "dim", "unsupported": "yellow"}
 _RIGHT = frozenset({"before", "after", "weight dB", "output dB", "parameters", "bytes"})
 
@@ -31,25 +35,56 @@ def report_view(report: QuantReport, console: Console, *, everything: bool) -> R
     rest = len(records) - len(shown)
     parts: list[RenderableType] = [
         Text("\n".join(summary_lines(report))),
-        table(HEADINGS, [cells(one) for one in shown]),
+        table(HEADINGS, [cells(one) for one in shown], console, everything=everything),
     ]
     if rest:
         parts.append(Text(f"... and {rest} more layers; --verbose shows them", style="dim"))
     return Group(*parts, Text("\n".join(finding_lines(report.findings))))
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console, *, everything: bool) -> Table:
     """A table that fits a terminal.
 
     Args:
         headings: Of the columns; those that hold nothing but ``-`` are left out.
         rows: Cells.
+        console: Where it will be shown.
+        everything: Whether the last column is told on as many lines as it needs, rather than cut to one.
     """
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    kept = [index for index in range(len(headings)) if any(row[index] != "-" for row in rows)]
-    for index in kept:
-        is_number = headings[index] in _RIGHT
-        made.add_column(headings[index], justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    made = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    widths = {name: max(len(row[index]) for row in (headings, *rows)) for index, name in enumerate(headings)}
+    kept = _fitting({name: widths[name] for index, name in enumerate(headings) if _tells(rows, index)}, console.width)
+    for name in kept:
+        is_last = name == headings[-1]
+        made.add_column(
+            name,
+            justify="right" if name in _RIGHT else "left",
+            no_wrap=not (is_last and everything),
+            overflow="fold" if is_last and everything else "ellipsis",
+            min_width=None if is_last else widths[name],
+            max_width=max(kept[name], len(name)),
+        )
     for row in rows:
-        made.add_row(*(Text(row[index], style=_STYLES.get(row[index], "")) for index in kept))
+        made.add_row(
+            *(
+                Text(row[index], style=_STYLES.get(row[index], ""))
+                for index, name in enumerate(headings)
+                if name in kept
+            )
+        )
     return made
+
+
+def _tells(rows: Sequence[Sequence[str]], index: int) -> bool:
+    return any(row[index] != "-" for row in rows)
+
+
+def _fitting(widths: dict[str, int], available: int) -> dict[str, int]:
+    """Widths of the columns that there is room for; names and figures are what people look for."""
+    kept = dict(widths)
+    for name in _DISPENSABLE:
+        others = sum(width + _GAP for other, width in kept.items() if other != name)
+        if name in kept and others + kept[name] > available:
+            left = available - others
+            kept = {**kept, name: left} if left >= _LEAST else {other: kept[other] for other in kept if other != name}
+    return kept

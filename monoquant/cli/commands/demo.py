@@ -29,6 +29,7 @@ def demo(session: Session, steps: int, keep: Path | None) -> int:
             session.streams.out.file.write(text)
             session.streams.out.file.flush()
 
-    run_demo(tell, steps=steps, keep=keep, plugins=session.plugins())
+    with session.meter.paused():  # it tells how far it is by itself
+        run_demo(tell, steps=steps, keep=keep, plugins=session.plugins())
     session.streams.put(text="".join(told))
     return EXIT_FINE

@@ -70,7 +70,7 @@ def inspect(session: Session, model: str, reports: tuple[Path, ...]) -> int:
         module = skeleton(found)
     lines = _lines(module)
     total = stored_bytes(model_tensors(module))
-    streams.show(_view(found.described, lines, total, everything=session.verbose))
+    streams.show(_view(session, found.described, lines, total))
     streams.put(layers=[to_plain(one) for one in lines], bytes=total)
     return EXIT_FINE
 
@@ -91,9 +91,10 @@ def _lines(module: nn.Module) -> list[_Line]:
     ]
 
 
-def _view(described: str, lines: list[_Line], total: int, *, everything: bool) -> RenderableType:
+def _view(session: Session, described: str, lines: list[_Line], total: int) -> RenderableType:
     largest = sorted(lines, key=lambda one: -one.bytes)
-    shown = largest if everything else largest[:_SHOWN]
+    shown = largest if session.verbose else largest[:_SHOWN]
     rest: list[Any] = [Text(f"... and {len(lines) - len(shown)} smaller layers; --verbose shows them")]
     head = Text(f"{described}\n{len(lines)} layers, parameters and buffers: {format_bytes(total)}\n")
-    return Group(head, table(_HEADINGS, [one.cells() for one in shown]), *(rest if len(shown) < len(lines) else []))
+    listed = table(_HEADINGS, [one.cells() for one in shown], session.streams.out, everything=session.verbose)
+    return Group(head, listed, *(rest if len(shown) < len(lines) else []))

@@ -1,0 +1,90 @@
+"""Ctrl-C, and readers that leave: the exit code says so, nothing new is there, and nothing is left beside."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from monoquant.container import write_container
+
+SLOW = """
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+
+def batches():
+    for index in range(150):
+        Path("started").touch()
+        time.sleep(0.05)
+        yield torch.randn(1, 64)
+"""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A command in a process of its own, which Ctrl-C reaches even where the tests' runner ignores it."""
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "sys.path.insert(0, '.'); from monoquant.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, pattern: str, running: subprocess.Popen[str]) -> None:
+    """Until a file of that name is there."""
+    for _ in range(6000):
+        if any(path.glob(pattern)):
+            return
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.005)
+    raise AssertionError(f"no {pattern} after half a minute")
+
+
+def test_ctrl_c_while_data_is_run(tmp_path: Path) -> None:
+    """What was there stays."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "out.safetensors").write_text("precious")
+    running = start(
+        tmp_path, "quantize", "slow:build", "--data", "slow:batches", "-o", "out.safetensors", "--overwrite",
+        "--trust-code", "--no-plugins",
+    )  # fmt: skip
+    wait_for(tmp_path, "started", running)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert (tmp_path / "out.safetensors").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
+        "out.safetensors",
+        "slow.py",
+        "started",
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_ctrl_c_while_a_file_is_written(tmp_path: Path) -> None:
+    """The temporary file is gone."""
+    weight = torch.zeros(8192, 8192)
+    write_container(tmp_path / "big.safetensors", {"up.weight": weight, "down.weight": weight.clone()}, {})
+    running = start(tmp_path, "quantize", "big.safetensors", "-o", "out.safetensors", "--no-plugins")
+    wait_for(tmp_path, ".out.safetensors.*", running)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert [path.name for path in tmp_path.iterdir()] == ["big.safetensors"]
