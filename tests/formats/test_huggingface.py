@@ -13,8 +13,11 @@ from torch import nn
 import monoquant as mq
 from monoquant import hf
 from monoquant.adapters.choice import BUILT_IN_ADAPTERS
+from monoquant.api.kernels import offered
 from monoquant.container import read_container, write_container
 from monoquant.formats.skeleton import prepare
+from monoquant.hooks import PluginManager
+from monoquant.modules.kernel_compute import choose_kernels
 from tests.formats.pretrained import Small, quantized, small
 
 IDS = torch.arange(12).view(3, 4)
@@ -29,6 +32,7 @@ def filled(model: nn.Module, file: Path) -> nn.Module:
     """A model as transformers fills it: skeleton first, then tensors by name."""
     prepare(model, file, BUILT_IN_ADAPTERS)
     model.load_state_dict(read_container(file)[0], strict=True, assign=True)
+    choose_kernels(model, offered(PluginManager(discover=False), exact=False))
     return model
 
 

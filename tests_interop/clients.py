@@ -1,0 +1,67 @@
+"""Other programs that read what monoquant wrote, in processes that cannot import it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_READER = """
+import importlib.abc, sys
+
+class Forbidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "monoquant":
+            raise ImportError("monoquant is not for this process")
+
+sys.meta_path.insert(0, Forbidden())
+import torch
+import transformers
+
+folder, kind, place, dequantize = sys.argv[1:]
+options = {}
+if dequantize == "True":
+    options["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
+model = getattr(transformers, kind).from_pretrained(folder, **options).eval()
+inputs = torch.load(place, weights_only=True)
+with torch.no_grad():
+    answer = (model(**inputs) if isinstance(inputs, dict) else model(inputs))[0]
+torch.save({"answer": answer, "weights": model.state_dict()}, place)
+assert "monoquant" not in sys.modules
+"""
+
+
+class ClientError(Exception):
+    """What a client said when it failed."""
+
+
+def run(folder: Path, kind: str, inputs: Any, *, dequantize: bool = False) -> dict[str, Any]:
+    """Load a folder by ``from_pretrained`` and answer.
+
+    Args:
+        folder: What was written.
+        kind: Name of the class in transformers.
+        inputs: A tensor, or keyword arguments.
+        dequantize: Whether weights are to become floats while they are loaded, not in the first forward.
+
+    Returns:
+        ``answer``, and ``weights``: its state dict afterwards.
+    """
+    place = folder.parent / f"{folder.name}.answer"
+    torch.save(inputs, place)
+    arguments = [str(folder), kind, str(place), str(dequantize)]
+    done = subprocess.run([sys.executable, "-c", _READER, *arguments], capture_output=True, text=True, cwd=folder)
+    if done.returncode:
+        raise ClientError(done.stderr)
+    found: dict[str, Any] = torch.load(place, weights_only=True)
+    return found
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest one."""
+    assert one.dtype == other.dtype
+    return (one.double() - other.double()).abs().max().item()

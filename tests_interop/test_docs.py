@@ -1,0 +1,23 @@
+"""docs/interop.md runs as it stands and prints what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers.quantizers import auto
+
+from tests.test_docs import run_page
+
+
+def test_the_page_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, as a user's."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        pairs = run_page("interop.md")
+    finally:
+        auto.AUTO_QUANTIZER_MAPPING.pop("monoquant", None)
+        auto.AUTO_QUANTIZATION_CONFIG_MAPPING.pop("monoquant", None)
+    assert len(pairs) == 3
+    for said, printed in pairs:
+        assert printed == said
