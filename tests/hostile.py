@@ -186,8 +186,8 @@ def overlapping(folder: Path) -> Path:
     return path
 
 
-def directory_beyond(folder: Path) -> Path:
-    """An archive whose directory would have a terabyte."""
+def two_directories(folder: Path) -> Path:
+    """An archive that says two things about where its directory is: readers may believe the one or the other."""
     path = state(folder)
     content = bytearray(path.read_bytes())
     content[-10:-6] = struct.pack("<L", 0xFFFFFFF0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,28 @@ def test_disk_errors_become_file_errors(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(FileError, match=r"No space left on device.*the file is as it was before"):
         write_container(tmp_path / "file.safetensors", {"a": torch.ones(1)}, {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_room_is_asked_for_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    """For all bytes of the file, beside an old one; the error says how many are needed and how many there are."""
+    path = tmp_path / "file.safetensors"
+    tensors = {"a": torch.ones(3000), "b": torch.ones(3, dtype=torch.uint8)}
+    write_container(path, tensors, {"text": "old"})
+    old = path.read_bytes()
+    usage = shutil._ntuple_diskusage(0, 0, len(old) - missing)  # type: ignore[attr-defined]
+    monkeypatch.setattr(replacing.shutil, "disk_usage", lambda _folder: usage)
+    monkeypatch.setattr(container, "hash_of", None if missing else hash_of)
+    if not missing:
+        write_container(path, tensors, {"text": "new"})
+        return
+    said = r"no space left, the file needs 12\.1 KiB and its folder has 12\.1 KiB free; make room, or give another"
+    with pytest.raises(FileError, match=said):
+        write_container(path, tensors, {"text": "new"})
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_tensors_that_the_format_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

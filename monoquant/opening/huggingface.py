@@ -49,7 +49,7 @@ def open_huggingface(given: str, folder: Path, *, trust_code: bool) -> OpenedMod
         kind=OpenedKind.HUGGINGFACE,
         path=folder,
         described=f"HuggingFace folder, {config.named}, {contents_told(folder, shards)}",
-        streamable=None if are_pickled(shards) else folder,
+        streamable=None if are_pickled(shards) or config.quantized_by else folder,
         module=lambda: _built(folder, config, trust_code),
         state=lambda: state_of(folder),
     )
@@ -82,7 +82,8 @@ class _Config:
     @property
     def named(self) -> str:
         """For people."""
-        return self.architectures[0] if self.architectures else self.model_type or "of no named kind"
+        name = self.architectures[0] if self.architectures else self.model_type or "of no named kind"
+        return f"{name} quantized by {self.quantized_by}" if self.quantized_by else name
 
 
 def _built(folder: Path, config: _Config, trust_code: bool) -> nn.Module:
