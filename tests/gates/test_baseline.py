@@ -106,8 +106,6 @@ def test_the_gate_agrees_with_whole_numbers(then: int, fall: int, tolerance: int
 @pytest.mark.parametrize(
     ("past", "present", "code", "severity"),
     [
-        ({}, {"scheme": INT8}, "scheme-changed", mq.Severity.WARNING),
-        ({}, {"scheme": mq.Scheme(activations=None, group_size=64)}, "scheme-changed", mq.Severity.WARNING),
         ({}, {"shape": (64, 32)}, "layer-changed", mq.Severity.WARNING),
         ({}, {"weights": ("weight", "other")}, "layer-changed", mq.Severity.WARNING),
         ({}, {"output_sqnr_db": 3.0}, "measured-otherwise", mq.Severity.WARNING),
@@ -125,6 +123,19 @@ def test_unlike_things_are_not_compared(
     assert found(then, now) == (f"baseline-{code}", severity)
     (summary,) = [item for item in judged(report_of(then), report_of(now)) if item.code == "baseline-compared-nothing"]
     assert summary.severity is mq.Severity.WARNING
+
+
+@pytest.mark.parametrize("scheme", [INT8, mq.Scheme(group_size=64)])
+@pytest.mark.parametrize(("now", "is_worse"), [(19.0, True), (19.6, False), (30.0, False)])
+def test_another_scheme_is_told_and_held_against_the_tolerance(scheme: mq.Scheme, now: float, is_worse: bool) -> None:
+    """Fewer bits are a loss as any other, or a build would pass that went from INT8 to INT4."""
+    findings = judged(report_of(LAYER), report_of(attrs.evolve(LAYER, scheme=scheme, weight_sqnr_db=now)))
+    codes = {finding.code: finding.severity for finding in findings}
+    assert codes["baseline-scheme-changed"] is mq.Severity.WARNING
+    assert (codes.get("baseline-regression") is mq.Severity.CRITICAL) is is_worse
+    assert "baseline-compared" in codes
+    (told,) = [finding.message for finding in findings if finding.code == "baseline-scheme-changed"]
+    assert "not compared" not in told
 
 
 def test_a_layer_that_is_float_now_cannot_be_worse() -> None:

@@ -75,7 +75,7 @@ def test_every_line_says_what_it_did() -> None:
     assert str(plan.explanation) == EXPLAINED
     idle = [line.says.split(":")[0] for line in plan.explanation.lines if line.idle]
     assert idle[:2] == ["[[skip]] 3", "[[skip]] 4"]
-    unmatched = [finding.message for finding in plan.findings if finding.severity is mq.Severity.WARNING]
+    unmatched = [finding.message for finding in plan.forecast.findings if finding.severity is mq.Severity.WARNING]
     assert [text for text in unmatched if "'mlp' in [[skip]] 1 matched no layer" in text]
     stored = json.loads(json.dumps(plan.explanation.to_dict()))
     assert [line["says"] for line in stored["lines"]] == [line.says for line in plan.explanation.lines]
@@ -199,6 +199,6 @@ def test_plugins_and_layers_that_cannot_be_packed_are_told() -> None:
 def test_a_line_that_matched_nothing_is_a_finding(text: str, finding: str, severity: mq.Severity, effect: str) -> None:
     """A warning that a gate may count; a limit that nothing is below is no mistake."""
     plan = plan_recipe(Recipe.from_toml(text), net())
-    found = [one for one in plan.findings if finding in one.message]
+    found = [one for one in plan.forecast.findings if finding in one.message]
     assert [one.severity for one in found] == [severity]
     assert plan.explanation.lines[1].effect == effect
