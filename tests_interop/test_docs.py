@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
 from transformers.quantizers import auto
 
-from tests.test_docs import run_page
+RUN_PAGE = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "test_docs.py"))["run_page"]
 
 
 def test_the_page_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, as a user's."""
     monkeypatch.chdir(tmp_path)
     try:
-        pairs = run_page("interop.md")
+        pairs = RUN_PAGE("interop.md")
     finally:
         auto.AUTO_QUANTIZER_MAPPING.pop("monoquant", None)
         auto.AUTO_QUANTIZATION_CONFIG_MAPPING.pop("monoquant", None)
