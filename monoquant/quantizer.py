@@ -127,14 +127,34 @@ class Quantizer:
         Raises:
             InputError: When the model cannot be quantized at all, such as lazy or quantized ones.
         """
-        context = self.planned(_as_module(model))
+        return build_report(self._packed_empty(_as_module(model)))
+
+    def sketch(self, model: nn.Module | Mapping[str, Tensor]) -> nn.Module:
+        """Dry run, as a model: a copy as it would be packed, its packed weights on the meta device.
+
+        Args:
+            model: The float model, or its state dict; it is left alone.
+
+        Returns:
+            A model for looking at, such as whether a file format can hold it; it cannot run.
+
+        Raises:
+            InputError: When the model cannot be quantized at all, or cannot be copied.
+        """
+        context = self._packed_empty(_as_module(model))
+        twin = copy_without_weights(context.model, quantized_weights(context))
+        convert_in_place(twin, context.packed)
+        return twin
+
+    def _packed_empty(self, model: nn.Module) -> QuantContext:
+        context = self.planned(model)
         context.begin(BUILT_IN)
         for step in self.steps:
             if isinstance(step.value, PackPass):
                 step.value.pack_empty(context)
             elif isinstance(step.value, SkipSelectionPass):
                 step.value.prepare(context)  # what it has to say; it asks for nothing
-        return build_report(context)
+        return context
 
     def weigh(self, model: nn.Module | Mapping[str, Tensor]) -> Tradeoff:
         """Rank layers by what more precision would bring, without quantizing the model.

@@ -75,3 +75,22 @@ def test_findings_that_need_no_measurement_are_in_it() -> None:
     passes = [mq.SkipSelectionPass.from_options(modules_to_not_convert=["linaer"]), mq.Int4PackPass()]
     codes = {finding.code for finding in mq.Quantizer(passes).forecast(Tied()).findings}
     assert "rule-unmatched" in codes
+
+
+def test_a_sketch_is_packed_and_holds_no_codes() -> None:
+    """Classes, names and shapes are those of the run; the float model is left alone."""
+    passes = [
+        mq.SkipSelectionPass.from_options(modules_to_not_convert=["head"]),
+        mq.Int4PackPass(),
+        mq.ValidationPass(),
+    ]
+    model = Tied()
+    sketch = mq.Quantizer(passes).sketch(model)
+    result = mq.Quantizer(passes).run(Tied()).model
+    assert type(model.linear) is nn.Linear
+    assert [type(one).__name__ for one in sketch.modules()] == [type(one).__name__ for one in result.modules()]
+    shapes = {name: one.shape for name, one in result.state_dict().items()}
+    assert {name: one.shape for name, one in sketch.state_dict().items()} == shapes
+    packed = {name for name, one in sketch.state_dict().items() if one.is_meta}
+    assert "linear.packed_weight.qweight" in packed
+    assert "embedding.weight" not in packed

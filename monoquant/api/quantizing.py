@@ -96,9 +96,10 @@ def quantize(
     """Reduce the weight matrices of a model, and measure what it cost.
 
     Args:
-        model: A trained module, left alone unless ``inplace``; or a state dict, or the path of a file that holds one
-            (``.safetensors``, ``.pt``, ``.pth``, ``.bin``, ``.ckpt``). Names and shapes of a state dict stand for kinds
-            of modules (the README lists the signs), and the result is loaded into the float architecture with ``load``.
+        model: A trained module, left alone unless ``inplace``; or a state dict, or the path of a file or folder that
+            holds one (safetensors, or what ``torch.save`` wrote; what is in it decides, not its name). Names and shapes
+            of a state dict stand for kinds of modules (the README lists the signs), and the result is loaded into the
+            float architecture with ``load``.
         bits: 4 (default), 8 or 16.
         dtype: Another way to say so: torch.int4, torch.int8 or torch.qint8, torch.float16, torch.bfloat16.
         group_size: Input features per scale; default 128 for INT4, a whole output channel for INT8.

@@ -64,7 +64,7 @@ def quantize_file(
 
     Args:
         source: A ``.safetensors`` file; a folder with ``model.safetensors.index.json`` and the files that it names, or
-            with ``model.safetensors``; or such an index.
+            with ``model.safetensors``, or else with any ``.safetensors`` files; or such an index.
         target: The new ``.safetensors`` file; what is there already is replaced.
         bits: As in :func:`quantize`, as are all options but the next.
         dtype: Another way to say so.

@@ -9,10 +9,11 @@ import attrs
 from torch import Tensor, nn
 
 from monoquant.cli.session import Session
+from monoquant.cli.target import Target, require_space
 from monoquant.disk.kinds import FileKind, kind_of
 from monoquant.hooks import PluginManager
 from monoquant.opening import OpenedKind, OpenedModel
-from monoquant.recipes import PluginsTable, Recipe, RecipePlan, located, plan_recipe, quantize_options
+from monoquant.recipes import PluginsTable, Recipe, located, planner_of, quantize_options
 
 _TEXTS = (FileKind.OTHER, FileKind.JSON)
 
@@ -42,19 +43,25 @@ def _is_text(recipe: Recipe, data: str) -> bool:
     return path.is_file() and kind_of(path) in _TEXTS
 
 
-def forecast_of(
-    session: Session, recipe: Recipe, model: nn.Module | Mapping[str, Tensor], plugins: PluginManager
-) -> RecipePlan:
-    """What a recipe will make of a model.
+def require_possible(
+    session: Session, recipe: Recipe, model: nn.Module | Mapping[str, Tensor], target: Target, plugins: PluginManager
+) -> None:
+    """Refuse a run whose result could not be written, before it begins.
 
     Args:
         session: Of the command.
         recipe: The recipe.
-        model: A float model or its state dict; weights on the meta device are fine.
+        model: A float model or its state dict.
+        target: Where the result goes.
         plugins: Who takes part.
+
+    Raises:
+        FileError: When there is too little room, or the format cannot hold the model.
     """
     with session.stage("planning"):
-        return plan_recipe(recipe, model, plugins=plugins)
+        planner = planner_of(recipe, plugins=plugins)
+        require_space(target.path, planner.forecast(model).quantized_bytes)
+        target.exporter.require_held(planner.sketch(model))
 
 
 def run_options(session: Session, recipe: Recipe, plugins: PluginManager) -> dict[str, Any]:

@@ -21,11 +21,16 @@ class Target:
 
     Args:
         path: Where.
-        format: Name of its format.
+        exporter: What writes it.
     """
 
     path: Path
-    format: str
+    exporter: Exporter
+
+    @property
+    def format(self) -> str:
+        """Name of its format."""
+        return self.exporter.name
 
 
 def target_of(
@@ -52,15 +57,19 @@ def target_of(
         FileError: When the folder to write to does not exist.
     """
     found = format or _by_end(path, exporters) or (FOLDER_FORMAT if is_huggingface and not path.suffix else None)
-    names = [entry.value.name for entry in exporters]
-    if found not in names:
+    named = {entry.value.name: entry.value for entry in exporters}
+    if found not in named:
         ends = ", ".join(f"{end} ({entry.value.name})" for entry in exporters for end in entry.value.suffixes)
         given = f"--format {format}" if format else f"--output {path}"
-        raise ConfigError(f"{given}: give --format with one of {', '.join(names)}, or an output that ends in {ends}")
+        raise ConfigError(f"{given}: give --format with one of {', '.join(named)}, or an output that ends in {ends}")
     if not path.absolute().parent.is_dir():
         raise FileError(f"{path}: the folder {path.absolute().parent} does not exist; create it first")
     _refuse_loss(path, model, overwrite=overwrite)
-    return Target(path, found)
+    exporter = named[found]
+    obstacle = exporter.obstacle_at(path)
+    if obstacle:
+        raise FileError(f"{path}: {obstacle}")
+    return Target(path, exporter)
 
 
 def _by_end(path: Path, exporters: tuple[Registered[Exporter], ...]) -> str | None:

@@ -6,6 +6,8 @@ import abc
 from pathlib import Path
 from typing import ClassVar
 
+from torch import nn
+
 from monoquant.quantizer import QuantResult
 
 
@@ -29,6 +31,18 @@ class Exporter(abc.ABC):
             A text that says what to do, for a FileError; default: empty, all may be replaced.
         """
         return ""
+
+    def require_held(self, model: nn.Module) -> None:  # noqa: B027 - most formats hold anything
+        """Refuse a model that the format cannot hold, as far as kinds, names, shapes and schemes tell.
+
+        Commands ask before the work, so that none is lost; ``save`` does not.
+
+        Args:
+            model: As it will be once it is packed; its packed weights may be on the meta device.
+
+        Raises:
+            FileError: With all layers concerned, each with what to do; default: never.
+        """
 
     @abc.abstractmethod
     def write(self, result: QuantResult, path: Path) -> None:

@@ -25,6 +25,7 @@ from monoquant.formats.folder import (
     folder_obstacle,
     kept_in_float32,
     lossy_casts,
+    refuse_meta,
     renamed_names,
     require_pretrained,
     side_files,
@@ -53,20 +54,31 @@ class CompressedTensorsExporter(Exporter):
     def obstacle_at(self, path: Path) -> str:
         return folder_obstacle(path, self.name, METHOD)
 
+    def require_held(self, model: nn.Module) -> None:
+        require_pretrained(model)
+        _held(model)
+
     def write(self, result: QuantResult, path: Path) -> None:
         model = result.model
         require_pretrained(model)
-        packed = packed_linears(model, dtype_of(model))
-        floats = float_tensors(model)
-        _refuse_lossy(model, floats)
-        _refuse_renamed(model, floats, packed)
-        side_files(model)  # refused before anything is written
+        refuse_meta(model)
+        packed, floats = _held(model)
         path.mkdir()
         tensors = {**floats, **_packed_tensors(packed, dtype_of(model))}
         write_configuration(path, model, {"quantization_config": quantization_config(model, packed)})
         copy_side_files(path, model)
         write_weights(path, tensors)
         check_folder(path, model, packed, floats)
+
+
+def _held(model: nn.Module) -> tuple[dict[str, PackedMatrix], dict[str, Tensor]]:
+    """What the format holds in codes, and in float; refused before anything is written."""
+    packed = packed_linears(model, dtype_of(model))
+    floats = float_tensors(model)
+    _refuse_lossy(model, floats)
+    _refuse_renamed(model, floats, packed)
+    side_files(model)
+    return packed, floats
 
 
 def quantization_config(model: nn.Module, packed: Mapping[str, PackedMatrix]) -> dict[str, Any]:
@@ -146,7 +158,7 @@ def _is_one(tensors: Mapping[str, Tensor], name: str, other: str) -> bool:
 
 def _refuse_lossy(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     dtype = dtype_of(model)
-    parameters = {name: one for name, one in tensors.items() if one.is_floating_point()}
+    parameters = {name: one for name, one in tensors.items() if one.is_floating_point() and not one.is_meta}
     lossy = lossy_casts(parameters, dtype, kept_in_float32(model))
     if lossy:
         raise FileError(

@@ -84,9 +84,6 @@ def _obstacles(
     if kind is not nn.Linear or not isinstance(matrix, PackedMatrix) or not plain:
         yield f"only nn.Linear can be packed, not {kind.__name__}; skip it by skip_layer_types or by name"
         return
-    if matrix.scale.is_meta:
-        yield "it is on the meta device: quantize a model with weights"
-        return
     if len(names) > 1 or uses[matrix] > 1:
         yield "its weight is shared with another layer, which readers would untie; skip it by modules_to_not_convert"
     yield from _obstacles_of_scheme(module, matrix)
@@ -113,7 +110,7 @@ def _divisors(columns: int) -> str:
 def _inexact(matrix: PackedMatrix, dtype: torch.dtype) -> Iterator[str]:
     if matrix.dtype != dtype:
         yield f"its dtype is {matrix.dtype}, that of the model {dtype}; call result.model.to({dtype}) first"
-    elif matrix.scheme.symmetric and not _reads_equal(matrix, dtype):
+    elif matrix.scheme.symmetric and not matrix.scale.is_meta and not _reads_equal(matrix, dtype):
         wanted = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
         yield (
             f"readers multiply codes and scales in {dtype}, which rounds its {matrix.scale.dtype} scales; quantize "

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from monoquant.container import replacement, write_container
-from monoquant.errors import FileError
+from monoquant.errors import FileError, quoted
 from monoquant.modules.packed_module import PackedModule, float_class
 from monoquant.modules.pretrained import is_pretrained
+from monoquant.source import own_tensors
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -66,6 +67,21 @@ def require_pretrained(model: nn.Module) -> None:
             f"{type(model).__name__} needs Python files of its own folder, which are not copied: save to a name that "
             "ends in .safetensors, and load that into the model"
         )
+
+
+def refuse_meta(model: nn.Module) -> None:
+    """Refuse a model without values.
+
+    Args:
+        model: The model of a result.
+
+    Raises:
+        FileError: With all layers that are on the meta device.
+    """
+    tensors = {name: own_tensors(module).values() for name, module in model.named_modules()}
+    layers = [name for name, own in tensors.items() if any(one.is_meta for one in own)]
+    if layers:
+        raise FileError(f"on the meta device: {quoted(layers)}; quantize a model with weights", layers=layers)
 
 
 def _config_of(model: Any) -> Any:

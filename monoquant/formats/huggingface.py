@@ -59,10 +59,13 @@ class HuggingFaceExporter(Exporter):
     def obstacle_at(self, path: Path) -> str:
         return folder_obstacle(path, self.name, METHOD)
 
+    def require_held(self, model: nn.Module) -> None:
+        require_pretrained(model)
+        _refuse_shared(model)
+        side_files(model)
+
     def write(self, result: QuantResult, path: Path) -> None:
-        require_pretrained(result.model)
-        _refuse_shared(result.model)
-        side_files(result.model)  # refused before anything is written
+        self.require_held(result.model)
         tensors, metadata = native_content(result, path / WEIGHTS)
         path.mkdir()
         write_configuration(path, result.model, entries())

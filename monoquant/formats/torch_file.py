@@ -11,11 +11,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from monoquant.disk.kinds import FileKind, kind_of
 from monoquant.disk.open_file import OpenFile
 from monoquant.errors import FileError, InputError
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_ARCHIVE = b"PK\3\4"
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -42,7 +42,7 @@ def read_torch_file(file: OpenFile) -> Mapping[str, Any]:
         FileError: When it cannot be read, holds more than weights, or would grow beyond its size.
         InputError: When it holds no mapping.
     """
-    if kind_of(file.path) is FileKind.ZIP:
+    if file.read(0, len(_ARCHIVE)) == _ARCHIVE:  # as torch.load tells it
         _require_stored(file)
     try:
         file.file.seek(0)

@@ -9,7 +9,7 @@ from monoquant.recipes.options import (
     quantize_file_options,
     quantize_options,
 )
-from monoquant.recipes.planning import RecipePlan, plan_recipe
+from monoquant.recipes.planning import RecipePlan, plan_recipe, planner_of
 from monoquant.recipes.recipe import Recipe
 from monoquant.recipes.tables import (
     CalibrationTable,
@@ -44,6 +44,7 @@ __all__ = [
     "gate_of",
     "located",
     "plan_recipe",
+    "planner_of",
     "plugins_of",
     "quantize_file_options",
     "quantize_options",

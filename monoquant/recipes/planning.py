@@ -14,6 +14,7 @@ from monoquant.passes.calibration import CalibrationPass
 from monoquant.passes.pack import PackPass
 from monoquant.passes.skip_selection import SkipSelectionPass
 from monoquant.precision import chosen_algorithm, packing_pass, require_more_careful, secondary_passes
+from monoquant.quantizer import Quantizer
 from monoquant.recipes.explaining import RecipeExplanation, explain
 from monoquant.recipes.options import plugins_of, scheme_options, skip_options
 from monoquant.recipes.recipe import Recipe
@@ -62,16 +63,30 @@ def plan_recipe(
     Raises:
         MonoquantError: As ``quantize()`` for wrong options, models and plugins.
     """
+    quantizer = planner_of(recipe, trust_code=trust_code, plugins=plugins)
+    module = hold(model) if isinstance(model, Mapping) else model
+    decisions = quantizer.plan(module)
+    return RecipePlan(decisions, explain(recipe, inventory(module), decisions), quantizer.forecast(module))
+
+
+def planner_of(recipe: Recipe, *, trust_code: bool = False, plugins: PluginManager | None = None) -> Quantizer:
+    """The pipeline of a recipe, for dry runs: it has no data.
+
+    Args:
+        recipe: The recipe.
+        trust_code: Whether plugin files may run; default False.
+        plugins: Who takes part; default: whom the recipe names.
+
+    Raises:
+        MonoquantError: As ``quantize()`` for wrong options and plugins.
+    """
     options, target = skip_options(recipe), recipe.scheme.target
     rules = options.pop("rules", ())
     skips = SkipSelectionPass.from_options(extra_rules=rules, defaults=target == "int4", **options)
     require_more_careful(recipe.skip_defaults.to, target)
     steps = (skips, _unread(recipe), _packing(recipe), *secondary_passes(target))
     taking_part = plugins_of(recipe, trust_code=trust_code) if plugins is None else plugins
-    quantizer = quantizer_of(steps, taking_part, (), recipe.to_toml())
-    module = hold(model) if isinstance(model, Mapping) else model
-    decisions = quantizer.plan(module)
-    return RecipePlan(decisions, explain(recipe, inventory(module), decisions), quantizer.forecast(module))
+    return quantizer_of(steps, taking_part, (), recipe.to_toml())
 
 
 def _unread(recipe: Recipe) -> CalibrationPass | None:

@@ -175,3 +175,14 @@ def test_plugin_files_take_part_when_they_are_trusted(run: Run) -> None:
     report = mq.QuantReport.from_dict(told.document["report"])
     assert [name for name, _ in report.versions] == ["monoquant", "torch", "rules.py"]
     assert [one.layer for one in report.layers if one.origin.name == "rules.py"] == ["3"]
+
+
+def test_a_format_that_cannot_hold_the_model_is_refused_before_the_work(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it would be packed, which is known beforehand."""
+    monkeypatch.setattr("monoquant.cli.commands.quantize.quantize_model", None)  # would fail if it were called
+    told = run("quantize", *TRUSTED, "--data", "data.safetensors", "-o", "folder", "--format", "compressed-tensors")
+    assert told.code == 3
+    assert "holds models of transformers, and this is a Sequential" in told.err
+    assert not Path("folder").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,14 @@ def test_texts_that_are_none(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises((mq.FileError, mq.InputError), match=said):
         open_data(tmp_path / "a.txt", tokenizer=tmp_path)
+
+
+def test_a_text_without_what_reads_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to install is told."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for place in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(mq.InputError, match=r"which is not installed: pip install 'monoquant\[hf\]'"):
+            open_data(tmp_path / "a.txt", tokenizer=place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -329,3 +330,14 @@ def test_any_damage_is_told_as_such(tmp_path: Path, model: nn.Module, data: st.D
             getattr(open_model(damaged), name)()
         except (mq.FileError, mq.InputError):
             continue
+
+
+def test_a_model_of_transformers_without_transformers(
+    tmp_path: Path, state: Mapping[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What to install is told."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    write_container(tmp_path / "model.safetensors", state, {})
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(mq.InputError, match=r"which is not installed: pip install 'monoquant\[hf\]'"):
+        open_model(tmp_path).module()

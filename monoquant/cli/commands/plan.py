@@ -8,12 +8,12 @@ import click
 
 from monoquant.cli.exits import EXIT_FINE
 from monoquant.cli.opening import opened, skeleton
-from monoquant.cli.planning import completed, forecast_of
+from monoquant.cli.planning import completed
 from monoquant.cli.recipe_options import recipe_options
 from monoquant.cli.reports import report_option, require_forms, write_reports
 from monoquant.cli.session import Session, command
 from monoquant.cli.tables import report_view
-from monoquant.recipes import Recipe
+from monoquant.recipes import Recipe, plan_recipe
 
 
 @command
@@ -31,7 +31,8 @@ def plan(session: Session, model: str, reports: tuple[Path, ...], recipe: Recipe
     require_forms(reports, plugins)
     with session.stage(f"reading {model}"):
         module = skeleton(found)
-    planned = forecast_of(session, recipe, module, plugins)
+    with session.stage("planning"):
+        planned = plan_recipe(recipe, module, plugins=plugins)
     streams = session.streams
     streams.show(report_view(planned.forecast, streams.out, everything=session.verbose))
     streams.show(f"\nthe recipe, line by line:\n{planned.explanation}")

@@ -12,12 +12,12 @@ from monoquant.api import quantize as quantize_model
 from monoquant.api import quantize_file, save
 from monoquant.cli.exits import EXIT_FINE
 from monoquant.cli.opening import opened
-from monoquant.cli.planning import completed, forecast_of, run_options
+from monoquant.cli.planning import completed, require_possible, run_options
 from monoquant.cli.recipe_options import recipe_options
 from monoquant.cli.reports import report_option, require_forms, write_reports
 from monoquant.cli.session import Session, command
 from monoquant.cli.tables import report_view
-from monoquant.cli.target import Target, require_space, size_of, target_of
+from monoquant.cli.target import Target, size_of, target_of
 from monoquant.errors import AccuracyError
 from monoquant.formats.native import FORMAT
 from monoquant.hooks import PluginManager
@@ -95,7 +95,7 @@ def _run(
         return _streamed(session, found, target, recipe, plugins)
     with session.stage(f"reading {found.given}"):
         source: Any = found.module() if found.can_run and not as_weights else found.state()
-    require_space(target.path, forecast_of(session, recipe, source, plugins).forecast.quantized_bytes)
+    require_possible(session, recipe, source, target, plugins)
     options = run_options(session, recipe, plugins)
     result = quantize_model(source, **options)
     with session.stage(f"writing {target.path}"):
