@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from monoquant.container import HASHES_KEY, METADATA_HASH_KEY, read_container
 from monoquant.disk.header import read_header
 from monoquant.disk.kinds import FileKind, kind_of
 from monoquant.disk.open_file import OpenFile
@@ -31,7 +32,7 @@ def read_weights(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         Tensors by name on the CPU.
 
     Raises:
-        FileError: When files are missing or damaged, or hold more than tensors.
+        FileError: When files are missing or damaged, differ from hashes that they bring, or hold more than tensors.
         InputError: When one holds no state dict.
     """
     given = Path(path)
@@ -67,4 +68,6 @@ def _read_safetensors(file: OpenFile) -> dict[str, Tensor]:
     stored, texts = read_header(file)
     if texts.get("format") == "monoquant":
         raise FileError(f"{file.path}: written by monoquant.save, so it is quantized already; give it to load()")
+    if HASHES_KEY in texts or METADATA_HASH_KEY in texts:
+        return read_container(file.path)[0]
     return read_tensors(file, stored)

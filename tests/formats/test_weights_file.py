@@ -102,3 +102,16 @@ def test_any_damage_to_a_pickle_is_a_file_error(tmp_path: Path) -> None:
         (tmp_path / "tiny.pt").write_bytes(content)
         with pytest.raises(FileError, match=r"tiny\.pt: cannot be read as weights only \([^\x1b]*\)"):
             read_weights(tmp_path / "tiny.pt")
+
+
+@pytest.mark.parametrize("place", [b"tensors.sha256", b"format", None])
+def test_hashes_that_a_file_brings_are_verified(tmp_path: Path, place: bytes | None) -> None:
+    """Also of float weights, and of a quantized model that damage made look like them."""
+    path = tmp_path / "w.safetensors"
+    write_container(path, {"w": torch.ones(3)}, {"format": "pt"})
+    assert torch.equal(read_weights(path)["w"], torch.ones(3))
+    content = bytearray(path.read_bytes())
+    content[-1 if place is None else content.index(place)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=r"w\.safetensors: (damaged|not a monoquant file)"):
+        read_weights(path)
