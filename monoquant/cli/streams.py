@@ -13,6 +13,16 @@ from rich.text import Text
 _WIDE = 10_000
 """Columns where nobody looks at a terminal: lines are as long as they are, so that grep finds them whole."""
 DOCUMENT_VERSION = 1
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """A text that does nothing to a terminal: names in files may hold what moves its cursor.
+
+    Args:
+        text: Any.
+    """
+    return text.translate(_CONTROLS)
 
 
 def _console(stream: TextIO) -> Console:
@@ -53,7 +63,7 @@ class Streams:
             shown: Text or a table.
         """
         if not self.as_json:
-            self._shown.append(Text(shown) if isinstance(shown, str) else shown)
+            self._shown.append(Text(printable(shown)) if isinstance(shown, str) else shown)
 
     def flush(self) -> None:
         """Write the results that were to be printed."""
@@ -96,7 +106,7 @@ class Streams:
         self._tell(text, "bold red" if self.err.is_terminal else "")
 
     def _tell(self, text: str, style: str = "") -> None:
-        self.err.print(Text(f"monoquant: {text}", style=style), soft_wrap=True)
+        self.err.print(Text(printable(f"monoquant: {text}"), style=style), soft_wrap=True)
 
     def finish(self, exit_code: int, error: BaseException | None = None) -> None:
         """Write the document, if JSON is wanted.

@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from monoquant.cli.streams import printable
 from monoquant.report import QuantReport
 from monoquant.report.table import HEADINGS, cells, finding_lines, summary_lines, worst_first
 
@@ -29,17 +30,17 @@ def report_view(report: QuantReport, console: Console, *, everything: bool) -> R
         everything: Whether all layers are shown, rather than the worst ones.
     """
     if not console.is_terminal:
-        return Text(str(report))
+        return Text(printable(str(report)))
     records = worst_first(report.layers)
     shown = records if everything else records[:_SHOWN]
     rest = len(records) - len(shown)
     parts: list[RenderableType] = [
-        Text("\n".join(summary_lines(report))),
+        Text(printable("\n".join(summary_lines(report)))),
         table(HEADINGS, [cells(one) for one in shown], console, everything=everything),
     ]
     if rest:
         parts.append(Text(f"... and {rest} more layers; --verbose shows them", style="dim"))
-    return Group(*parts, Text("\n".join(finding_lines(report.findings))))
+    return Group(*parts, Text(printable("\n".join(finding_lines(report.findings)))))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console, *, everything: bool) -> Table:
@@ -52,7 +53,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], console: Conso
         everything: Whether the last column is told on as many lines as it needs, rather than cut to one.
     """
     made = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
-    widths = {name: max(len(row[index]) for row in (headings, *rows)) for index, name in enumerate(headings)}
+    widths = {name: max(len(printable(row[index])) for row in (headings, *rows)) for index, name in enumerate(headings)}
     kept = _fitting({name: widths[name] for index, name in enumerate(headings) if _tells(rows, index)}, console.width)
     for name in kept:
         is_last = name == headings[-1]
@@ -67,7 +68,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], console: Conso
     for row in rows:
         made.add_row(
             *(
-                Text(row[index], style=_STYLES.get(row[index], ""))
+                Text(printable(row[index]), style=_STYLES.get(row[index], ""))
                 for index, name in enumerate(headings)
                 if name in kept
             )

@@ -67,3 +67,18 @@ def test_the_worst_come_first_and_the_rest_is_told(report: mq.QuantReport) -> No
     names = [line.split()[0] for line in lines if line.startswith("encoder.")]
     assert names[0] == "encoder.layers.0.attention.projection"
     assert "... and 10 more layers; --verbose shows them" in " ".join(lines)
+
+
+def test_names_in_files_do_nothing_to_a_terminal(report: mq.QuantReport) -> None:
+    """Escape sequences are shown, not obeyed, with a terminal and without."""
+    evil = attrs.evolve(
+        report, layers=(attrs.evolve(report.layers[0], layer="up\x1b[2J\x07\x9b", reason="\x1b]0;x\x07"),)
+    )
+    for width, terminal in ((200, True), (10_000, False)):
+        text = io.StringIO()
+        console = Console(file=text, width=width, force_terminal=terminal, no_color=True, highlight=False, _environ={})
+        console.print(report_view(evil, console, everything=True))
+        assert "\\x1b[2J\\x07\\x9b" in text.getvalue()
+        assert "\x1b[2J" not in text.getvalue()
+        assert "\x1b]0" not in text.getvalue()
+        assert "\x9b" not in text.getvalue()

@@ -16,6 +16,7 @@ from monoquant.cli.exits import EXIT_FINE
 from monoquant.cli.opening import opened, skeleton
 from monoquant.cli.reports import report_option
 from monoquant.cli.session import Session, command
+from monoquant.cli.streams import printable
 from monoquant.cli.tables import report_view, table
 from monoquant.numerics.memory import stored_bytes
 from monoquant.opening import OpenedKind
@@ -59,7 +60,11 @@ def inspect(session: Session, model: str, reports: tuple[Path, ...]) -> int:
     if found.kind in (OpenedKind.QUANTIZED, OpenedKind.REPORT):
         with session.stage(f"reading {model}"):
             report = found.report()
-        streams.show(Group(Text(found.described), Text(), report_view(report, streams.out, everything=session.verbose)))
+        streams.show(
+            Group(
+                Text(printable(found.described)), Text(), report_view(report, streams.out, everything=session.verbose)
+            )
+        )
         streams.put(report=report.to_dict())
         for path in reports:
             save_report(report, path, plugins=session.plugins())
@@ -95,6 +100,6 @@ def _view(session: Session, described: str, lines: list[_Line], total: int) -> R
     largest = sorted(lines, key=lambda one: -one.bytes)
     shown = largest if session.verbose else largest[:_SHOWN]
     rest: list[Any] = [Text(f"... and {len(lines) - len(shown)} smaller layers; --verbose shows them")]
-    head = Text(f"{described}\n{len(lines)} layers, parameters and buffers: {format_bytes(total)}\n")
+    head = Text(f"{printable(described)}\n{len(lines)} layers, parameters and buffers: {format_bytes(total)}\n")
     listed = table(_HEADINGS, [one.cells() for one in shown], session.streams.out, everything=session.verbose)
     return Group(head, listed, *(rest if len(shown) < len(lines) else []))
