@@ -12,6 +12,7 @@
 - Judge: :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of :class:`WarningCheck`.
 - Files larger than memory: :func:`quantize_file`.
 - Keep: :func:`save`, :func:`load`, :func:`load_report`, :func:`save_report`, :func:`render_report`.
+- Compare: :func:`compare_reports` of two runs, :func:`compare_weights` of two models.
 - Teach it a kind of module: :class:`ParameterAdapter`, or subclasses of :class:`ModuleAdapter`.
 - Test what you add: :mod:`monoquant.testing`.
 - Extend: :data:`hookimpl` marks a plugin's functions, which bring any of the above, or :class:`ObserverKind`,
@@ -89,9 +90,13 @@ from monoquant.report import (
     LayerReport,
     QuantizationInfo,
     QuantReport,
+    ReportDifference,
     Reporter,
     Tradeoff,
     ValidationResult,
+    WeightDifference,
+    compare_reports,
+    compare_weights,
 )
 from monoquant.rules import (
     DEFAULT_INT4_SKIP,
@@ -175,6 +180,7 @@ __all__ = [
     "RangeObserver",
     "Registered",
     "Registry",
+    "ReportDifference",
     "Reporter",
     "RoundToNearest",
     "RoundingKernel",
@@ -191,9 +197,12 @@ __all__ = [
     "ValidationResult",
     "WarningCheck",
     "WeightAlgorithm",
+    "WeightDifference",
     "WeightProblem",
     "check_accuracy_warnings",
     "choose_kernels",
+    "compare_reports",
+    "compare_weights",
     "dequantize",
     "dynamic_quantize",
     "get_layers_to_skip",

@@ -169,6 +169,18 @@ class ReportData:
     comparison: ComparisonResult | None = None
     recipe: str | None = None
 
+    @property
+    def headline(self) -> tuple[Literal["output", "weight"] | None, float | None]:
+        """The SQNR that stands for the model: what it was measured on, and dB; None and None where it was not.
+
+        The median over the layers' outputs where outputs were measured, else pooled over all packed weights.
+        """
+        sqnr = self.pooled_weight_sqnr_db if self.validation is None else self.validation.sqnr_db
+        if sqnr is None:
+            return None, None
+        outputs = self.validation is not None and any(record.output_sqnr_db is not None for record in self.layers)
+        return ("output" if outputs else "weight"), sqnr
+
     def by_action(self, action: Action) -> tuple[LayerReport, ...]:
         """Records of the layers with one kind of decision, in model order.
 

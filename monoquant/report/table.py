@@ -4,23 +4,50 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection, Sequence
 
 from monoquant.numerics.memory import format_bytes as format_bytes
 from monoquant.report.records import LayerReport, ReportData
-from monoquant.report.wording import grouped
+from monoquant.report.wording import grouped, told
 from monoquant.values import BUILT_IN, Action, Finding
 
 HEADINGS = ("layer", "decision", "before", "after", "weight dB", "output dB", "why")
 _ORDER = {Action.QUANTIZE: 0, Action.UNSUPPORTED: 1, Action.SKIP: 2}
 
 
-def format_db(value: float | None) -> str:
+def format_db(value: float | None, sign: bool = False) -> str:
     """Decibels with two decimals; ``-`` where nothing was measured.
 
     Args:
         value: dB, may be inf or nan, or None.
+        sign: Whether a plus is written; default False.
     """
-    return "-" if value is None else f"{value:.2f}"
+    if value is None:
+        return "-"
+    return f"{value:+.2f}" if sign else f"{value:.2f}"
+
+
+def aligned(rows: Sequence[tuple[str, ...]], right: Collection[int] = ()) -> list[str]:
+    """Rows of cells as lines of one table, a rule under the first.
+
+    Args:
+        rows: The headings, then the rest, all of one length; the last column is as wide as it likes.
+        right: Columns whose cells stand at their right edge; default none.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    table = [
+        "  ".join(
+            [
+                *(
+                    cell.rjust(width) if column in right else cell.ljust(width)
+                    for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+                ),
+                row[-1],
+            ]
+        ).rstrip()
+        for row in rows
+    ]
+    return [table[0], "-" * min(120, max(map(len, table))), *table[1:]]
 
 
 def worst_first(records: tuple[LayerReport, ...]) -> list[LayerReport]:
@@ -45,12 +72,7 @@ def render(report: ReportData) -> str:
         report: The report.
     """
     rows = [HEADINGS, *(_row(record) for record in worst_first(report.layers))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS) - 1)]
-    table = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    ]
-    rule = "-" * min(120, max(map(len, table)))
-    return "\n".join([*_summary(report), "", table[0], rule, *table[1:], *_findings(report.findings)])
+    return "\n".join([*_summary(report), "", *aligned(rows), *_findings(report.findings)])
 
 
 def _row(record: LayerReport) -> tuple[str, ...]:
@@ -124,9 +146,4 @@ def _smallest(values: list[float]) -> float:
 def _findings(findings: tuple[Finding, ...]) -> list[str]:
     if not findings:
         return ["", "no findings"]
-    return ["", "findings:", *(_finding(first, text) for first, text in grouped(findings))]
-
-
-def _finding(first: Finding, text: str) -> str:
-    origin = "" if first.origin == BUILT_IN else f" [{first.origin}]"
-    return f"  {first.severity.name.lower():<8} {first.code}: {text}{origin}"
+    return ["", "findings:", *(told(first, text) for first, text in grouped(findings))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from monoquant.values import Finding, Severity
+from monoquant.values import BUILT_IN, Finding, Severity
 
 _NAMED_LAYERS = 5
 
@@ -34,6 +34,17 @@ def texts(findings: Iterable[Finding]) -> list[str]:
         findings: Findings, the worst first.
     """
     return [text for first, text in grouped(findings) if first.severity > Severity.INFO]
+
+
+def told(first: Finding, text: str) -> str:
+    """A line of a list of findings.
+
+    Args:
+        first: The first finding of a group.
+        text: The group's text.
+    """
+    origin = "" if first.origin == BUILT_IN else f" [{first.origin}]"
+    return f"  {first.severity.name.lower():<8} {first.code}: {text}{origin}"
 
 
 def _text(group: list[Finding]) -> str:
