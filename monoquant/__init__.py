@@ -7,7 +7,8 @@
   :class:`ValidationPass`, :class:`AccuracyWarningPass`, or subclasses of :class:`Pass`).
 - Choose codes: :class:`RoundToNearest`, :class:`ClipSearch`, :class:`Gptq`, :class:`Awq`, or subclasses of
   :class:`WeightAlgorithm`.
-- Choose layers: :class:`TypeRule`, :class:`NameRule`, :class:`ThresholdRule`, or subclasses of :class:`SkipRule`.
+- Choose layers: :class:`TypeRule`, :class:`TypeNameRule`, :class:`NameRule`, :class:`ThresholdRule`, or subclasses of
+  :class:`SkipRule`.
 - Multiply: :func:`choose_kernels`, or subclasses of :class:`ProductKernel` and :class:`RoundingKernel`.
 - Judge: :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of :class:`WarningCheck`.
 - Files larger than memory: :func:`quantize_file`.
@@ -106,6 +107,7 @@ from monoquant.rules import (
     NotRule,
     SkipRule,
     ThresholdRule,
+    TypeNameRule,
     TypeRule,
 )
 from monoquant.validate import validate_quantization
@@ -191,6 +193,7 @@ __all__ = [
     "Solution",
     "ThresholdRule",
     "Tradeoff",
+    "TypeNameRule",
     "TypeRule",
     "ValidationError",
     "ValidationPass",

@@ -11,6 +11,7 @@ from typing import Any, Final
 import attrs
 from torch import nn
 
+from monoquant.class_patterns import ClassPattern, nearest_classes
 from monoquant.errors import ConfigError, PluginError
 from monoquant.name_patterns import NamePattern, nearest_names
 from monoquant.values import TARGETS, Layer, Origin, check_target
@@ -131,6 +132,50 @@ def _reason_for_type(kind: type, layer: Layer) -> str | None:
 
 
 @attrs.frozen(init=False)
+class TypeNameRule(SkipRule):
+    """Skip modules whose class, or a base of it, has one of these names, and all that such a module contains.
+
+    For where classes cannot be given, as in a recipe.
+
+    Args:
+        entries: One or more entries as :class:`~monoquant.class_patterns.ClassPattern` explains them.
+        skip_to: As in SkipRule; default None.
+    """
+
+    patterns: tuple[ClassPattern, ...]
+    skip_to: str | None = attrs.field(default=None, validator=check_target)
+
+    def __init__(self, *entries: str, skip_to: str | None = None) -> None:
+        if not entries:
+            raise ConfigError("TypeNameRule(): give one or more names of classes, such as TypeNameRule('Embedding')")
+        self.__attrs_init__(tuple(ClassPattern(entry) for entry in dict.fromkeys(entries)), skip_to)
+
+    def reason(self, layer: Layer) -> str | None:
+        for pattern in self.patterns:
+            reason = _reason_for_type_name(pattern, layer)
+            if reason:
+                return reason
+        return None
+
+    def unmatched(self, layers: Sequence[Layer]) -> list[str]:
+        dead = [one for one in self.patterns if not any(_reason_for_type_name(one, layer) for layer in layers)]
+        kinds = [kind for layer in layers for kind in (layer.type, *(ancestor.type for ancestor in layer.ancestors))]
+        return [_near(pattern.entry, nearest_classes(pattern.entry, kinds)) for pattern in dead]
+
+    def __repr__(self) -> str:
+        return f"TypeNameRule({', '.join(repr(one.entry) for one in self.patterns)}{_shown(self.skip_to)})"
+
+
+def _reason_for_type_name(pattern: ClassPattern, layer: Layer) -> str | None:
+    if pattern.matches(layer.type):
+        return f"type {layer.type.__name__} is {pattern.with_article}"
+    for ancestor in layer.ancestors:
+        if pattern.matches(ancestor.type):
+            return f"inside {ancestor.name or 'the root'!r}, {pattern.with_article}"
+    return None
+
+
+@attrs.frozen(init=False)
 class NameRule(SkipRule):
     """Skip layers by name, under any of their names.
 
@@ -156,15 +201,15 @@ class NameRule(SkipRule):
     def unmatched(self, layers: Sequence[Layer]) -> list[str]:
         names = [name for layer in layers for name in layer.names]
         dead = [pattern.entry for pattern in self.patterns if not any(map(pattern.matches, names))]
-        return [_with_nearest(entry, names) for entry in dead]
+        return [_near(entry, nearest_names(entry, names)) for entry in dead]
 
     def __repr__(self) -> str:
         return f"NameRule({', '.join(repr(pattern.entry) for pattern in self.patterns)}{_shown(self.skip_to)})"
 
 
-def _with_nearest(entry: str, names: Iterable[str]) -> str:
-    nearest = ", ".join(map(repr, nearest_names(entry, names)))
-    return f"{entry!r} (nearest: {nearest})" if nearest else repr(entry)
+def _near(entry: str, nearest: Iterable[str]) -> str:
+    listed = ", ".join(map(repr, nearest))
+    return f"{entry!r} (nearest: {listed})" if listed else repr(entry)
 
 
 def _shown(skip_to: str | None) -> str:
