@@ -10,7 +10,8 @@
 - Choose layers: :class:`TypeRule`, :class:`TypeNameRule`, :class:`NameRule`, :class:`ThresholdRule`, or subclasses of
   :class:`SkipRule`.
 - Multiply: :func:`choose_kernels`, or subclasses of :class:`ProductKernel` and :class:`RoundingKernel`.
-- Judge: :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of :class:`WarningCheck`.
+- Judge: :class:`Gate`, :func:`validate_quantization`, :func:`check_accuracy_warnings`, or subclasses of
+  :class:`WarningCheck`.
 - Files larger than memory: :func:`quantize_file`.
 - Keep: :func:`save`, :func:`load`, :func:`load_report`, :func:`save_report`, :func:`render_report`.
 - Compare: :func:`compare_reports` of two runs, :func:`compare_weights` of two models.
@@ -30,6 +31,7 @@ from monoquant.algorithms.clip_search import ClipSearch
 from monoquant.algorithms.gptq import Gptq
 from monoquant.algorithms.round_to_nearest import RoundToNearest
 from monoquant.api import (
+    Gate,
     check_accuracy_warnings,
     choose_kernels,
     dynamic_quantize,
@@ -59,6 +61,7 @@ from monoquant.errors import (
     ValidationError,
 )
 from monoquant.formats.base import Exporter
+from monoquant.gates.baseline import Baseline
 from monoquant.hooks import PluginInfo, PluginManager, hookimpl, list_plugins
 from monoquant.kernels.base import Codes, Kernel, Product, ProductKernel, RoundingKernel
 from monoquant.modules.linear import (
@@ -127,6 +130,7 @@ __all__ = [
     "Ancestor",
     "AnyRule",
     "Awq",
+    "Baseline",
     "BudgetPass",
     "CalibrationFacts",
     "CalibrationPass",
@@ -140,6 +144,7 @@ __all__ = [
     "Exporter",
     "FileError",
     "Finding",
+    "Gate",
     "Gptq",
     "GroupCodes",
     "HalfCastPass",

@@ -43,6 +43,7 @@ class QuantContext(ModelView):
             passes and AccuracyWarningPass)
         magnitudes: Largest absolute values of weights on the meta device, by layer and weight, where they are known.
             (set by Quantizer; read by packing passes)
+        recipe: TOML text of the recipe that the run follows. (set by Quantizer; read by the report)
         plan: Decisions by layer name; use :meth:`decide`. (written in the plan phase by SkipSelectionPass and packing
             passes; read by all passes)
         targets: Layers that a rule reduces less than the others; use :meth:`redirect`. (written in the plan phase by
@@ -82,6 +83,7 @@ class QuantContext(ModelView):
         findings: What a person should know. (written by all passes; read by the report)
     """
 
+    recipe: str | None = attrs.field(default=None, kw_only=True, metadata=written("no phase"))
     targets: dict[str, Target] = attrs.field(factory=dict, init=False, metadata=written("plan", "SkipSelectionPass"))
     obstacles: dict[str, Obstacle] = attrs.field(factory=dict, init=False, metadata=written("plan"))
     wanted: dict[str, list[Request[Any]]] = attrs.field(factory=dict, init=False, metadata=written("prepare"))

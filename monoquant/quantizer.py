@@ -54,6 +54,11 @@ def _passes(given: Any) -> tuple[Pass, ...]:
     return passes
 
 
+def _check_recipe(_instance: Any, _attribute: Any, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"recipe={value!r}: give the recipe's TOML text, which the report keeps, or None")
+
+
 def _registry(given: Any) -> Registry:
     if not isinstance(given, Registry):
         raise ConfigError(f"registry={given!r}: give a monoquant.Registry")
@@ -67,6 +72,7 @@ class Quantizer:
     Args:
         passes: Passes in order; checked when the Quantizer is built.
         registry: Rules, checks, passes ... besides those that are given here; default: the built-in ones, no plugins.
+        recipe: TOML text of the recipe that the passes follow, for the report; default None.
 
     Raises:
         ConfigError: When a pass is missing, misplaced, doubled or not a pass, all problems at once; or when it names
@@ -76,6 +82,7 @@ class Quantizer:
 
     passes: tuple[Pass, ...] = attrs.field(converter=_passes)
     registry: Registry = attrs.field(factory=Registry, converter=_registry)
+    recipe: str | None = attrs.field(default=None, validator=_check_recipe)
     _pipeline: Pipeline = attrs.field(init=False, eq=False, repr=False)
 
     @_pipeline.default
@@ -187,7 +194,9 @@ class Quantizer:
         Returns:
             The state that passes share, the plan final.
         """
-        context = QuantContext(model, self.scheme, inventory(model), self.registry, magnitudes=magnitudes or {})
+        context = QuantContext(
+            model, self.scheme, inventory(model), self.registry, magnitudes=magnitudes or {}, recipe=self.recipe
+        )
         context.report([*self._pipeline.notes, *_blocked(self.registry), *_disabled(self.registry)])
         self._stepper(context).each("plan")
         for layer in context.undecided():

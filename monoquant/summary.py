@@ -45,6 +45,7 @@ def build_report(context: QuantContext) -> QuantReport:
         versions=_versions(context),
         tradeoff=context.tradeoff,
         comparison=context.comparison,
+        recipe=context.recipe,
     )
 
 

@@ -40,6 +40,29 @@ def policy_validator(_instance: Any, attribute: attrs.Attribute[Any], value: Any
     require_policy(attribute.name, value)
 
 
+SEVERITIES = {"critical": Severity.CRITICAL, "warning": Severity.WARNING}
+
+
+def fail_on_validator(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Refuse anything but the two severities that may fail a build; a validator of an attrs field.
+
+    Raises:
+        ConfigError: Unless it is ``"critical"`` or ``"warning"``.
+    """
+    if value not in SEVERITIES:
+        raise ConfigError(f"{attribute.name}={value!r}: give one of {', '.join(map(repr, SEVERITIES))}")
+
+
+def failing(findings: Iterable[Finding], fail_on: str) -> list[Finding]:
+    """Findings that fail a build.
+
+    Args:
+        findings: Any.
+        fail_on: The least severity that does: ``"critical"`` or ``"warning"``.
+    """
+    return [finding for finding in findings if finding.severity >= SEVERITIES[fail_on]]
+
+
 def run_checks(
     checks: Iterable[Registered[WarningCheck]],
     info: QuantizationInfo,
@@ -86,27 +109,35 @@ def _stamped(finding: Finding, check: Registered[WarningCheck]) -> Finding:
 
 
 def deliver(
-    info: QuantizationInfo, findings: Sequence[Finding], on_failure: str, report: QuantReport | None = None
+    info: QuantizationInfo,
+    findings: Sequence[Finding],
+    on_failure: str,
+    report: QuantReport | None = None,
+    fail_on: str = "critical",
 ) -> None:
     """Fill ``info.warnings`` and react once.
 
     Args:
         info: The summary; texts it lacks are added to its ``warnings``.
         findings: All findings, the worst first.
-        on_failure: ``"error"``: raise if one is CRITICAL, else only fill the list. ``"warn"``: emit one AccuracyWarning
+        on_failure: ``"error"``: raise if one fails, else only fill the list. ``"warn"``: emit one AccuracyWarning
             if there is any warning. ``"ignore"``: only fill the list.
         report: What an AccuracyError carries; default none.
+        fail_on: The least severity that fails; default ``"critical"``.
 
     Raises:
         AccuracyError: See ``on_failure``; names every failing layer, worst first.
     """
     told = texts(findings)
     info.warnings.extend(text for text in told if text not in info.warnings)
-    critical = [finding for finding in findings if finding.severity is Severity.CRITICAL]
-    if critical and on_failure == "error":
-        layers = dict.fromkeys(finding.layer for finding in critical if finding.layer is not None)
-        message = "\n".join(f"- {text}" for text in texts(critical))
-        raise AccuracyError(f"CRITICAL: the quality gate failed\n{message}", layers=layers, info=info, report=report)
+    failed = failing(findings, fail_on)
+    if failed and on_failure == "error":
+        layers = dict.fromkeys(finding.layer for finding in failed if finding.layer is not None)
+        message = "\n".join(f"- {text}" for text in texts(failed))
+        strict = "" if fail_on == "critical" else f", where a {fail_on} is enough"
+        raise AccuracyError(
+            f"CRITICAL: the quality gate failed{strict}\n{message}", layers=layers, info=info, report=report
+        )
     if told and on_failure == "warn":
         warnings.warn("\n".join(told), AccuracyWarning, stacklevel=_frames_to_caller())
 

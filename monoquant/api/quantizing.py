@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from monoquant.adapters.base import ModuleAdapter
 from monoquant.algorithms.base import WeightAlgorithm
+from monoquant.api.gate import Gate
 from monoquant.batches import Forward
 from monoquant.comparison import Comparison
 from monoquant.data_run import Progress
@@ -84,9 +85,11 @@ def quantize(
     run_validation: bool = True,
     compare: Comparison | Iterable[Any] | None = None,
     on_failure: Policy = "error",
-    accuracy_warning: Policy = "warn",
+    accuracy_warning: Policy | None = None,
     sqnr_warning_threshold: float = 20.0,
     sqnr_error_threshold: float = 10.0,
+    gate: Gate | None = None,
+    recipe: str | None = None,
     inplace: bool = False,
     plugins: Plugins = True,
 ) -> QuantResult:
@@ -136,9 +139,13 @@ def quantize(
         compare: Batches, or a :class:`Comparison`, to compare the whole model's answers on: KL of logits, or cosine;
             default None. Plain batches are given to the model as calibration data is.
         on_failure: What a failed packing, saving or range check does; default ``"error"``.
-        accuracy_warning: ``"warn"`` (default), ``"error"`` or ``"ignore"`` when the damage is large.
+        accuracy_warning: ``"warn"``, ``"error"`` or ``"ignore"`` when the damage is large; default ``"error"`` with a
+            gate, else ``"warn"``.
         sqnr_warning_threshold: dB; default 20.
         sqnr_error_threshold: dB; default 10.
+        gate: Limits and a baseline that the result must keep to; default none.
+        recipe: TOML text of the recipe that these options follow, which the report keeps; default none. Nothing is read
+            from it.
         inplace: Change ``model`` itself; default False.
         plugins: Whether installed plugins take part; default True. A list adds to them: paths of ``.py`` files (which
             are executed), modules, or objects; ``"no:NAME"`` in it blocks one. Or a :class:`PluginManager`.
@@ -151,7 +158,7 @@ def quantize(
         InputError: For a model or data that cannot be used.
         FileError: For a file that cannot be read.
         ValidationError: When a packed layer fails a check and ``on_failure="error"``.
-        AccuracyError: When the damage is CRITICAL and ``accuracy_warning="error"``.
+        AccuracyError: When the damage is CRITICAL, or the gate fails, and ``accuracy_warning="error"``.
         PluginError: When an installed plugin is wrong.
     """
     flags = {
@@ -162,7 +169,8 @@ def quantize(
     }
     for name, value in flags.items():
         require_flag(name, value)
-    _require_measured_gate(accuracy_warning, run_validation)
+    judging = judging_pass(gate, accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
+    _require_measured_gate(judging, run_validation)
     target = require_precision(bits, dtype, default="int4")
     require_more_careful(skip_to, target)
     fitted = chosen_algorithm(quality, algorithm, has_data=calibration_data is not None)
@@ -189,26 +197,53 @@ def quantize(
     elif compare is None and (select is not None or forward is not None):
         raise ConfigError("select and forward do nothing without calibration_data, or data to compare on")
     budget = _budget(target_bits_per_weight, target_sqnr_db, evaluate, tolerated_drop, calibration)
-    gate = AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold)
     compared = _comparison(compare, select, forward, run_validation)
     validation = ValidationPass(on_failure, compare=compared) if run_validation else None
-    steps = (skips, calibration, budget, pack, *secondary_passes(target), validation, gate)
-    quantizer = quantizer_of(steps, plugins, adapters)
+    steps = (skips, calibration, budget, pack, *secondary_passes(target), validation, judging)
+    quantizer = quantizer_of(steps, plugins, adapters, recipe)
     return quantizer.run(_as_module(model, calibration, activations, compare), inplace=inplace)
 
 
-def quantizer_of(steps: Iterable[Pass | None], plugins: Plugins, adapters: Iterable[ModuleAdapter]) -> Quantizer:
+def quantizer_of(
+    steps: Iterable[Pass | None], plugins: Plugins, adapters: Iterable[ModuleAdapter], recipe: str | None = None
+) -> Quantizer:
     """A pipeline, with all that plugins and the caller bring.
 
     Args:
         steps: Passes; None for those that are not wanted.
         plugins: As in :func:`quantize`.
         adapters: The caller's.
+        recipe: As in :func:`quantize`; default none.
     """
     passes = [step for step in steps if step is not None]
     scheme = next(step.scheme for step in passes if isinstance(step, PackPass))
     registry = manager_of(plugins).registry(scheme)
-    return Quantizer(passes, attrs.evolve(registry, adapters=(*own_adapters(adapters), *registry.adapters)))
+    registry = attrs.evolve(registry, adapters=(*own_adapters(adapters), *registry.adapters))
+    return Quantizer(passes, registry, recipe)
+
+
+def judging_pass(
+    gate: Gate | None, accuracy_warning: Policy | None, sqnr_warning_threshold: float, sqnr_error_threshold: float
+) -> AccuracyWarningPass:
+    """The pass that judges a run.
+
+    Args:
+        gate: As in :func:`quantize`, as are the others.
+        accuracy_warning: None means error with a gate, else warn.
+        sqnr_warning_threshold: dB.
+        sqnr_error_threshold: dB.
+
+    Raises:
+        ConfigError: For wrong values.
+    """
+    if gate is not None and not isinstance(gate, Gate):
+        raise ConfigError(f"gate={gate!r}: give a monoquant.Gate, such as Gate(min_layer_sqnr_db=12), or None")
+    policy = accuracy_warning or ("warn" if gate is None else "error")
+    require_policy("accuracy_warning", policy)
+    thresholds = sqnr_warning_threshold, sqnr_error_threshold
+    if gate is None:
+        return AccuracyWarningPass(policy, *thresholds)
+    return AccuracyWarningPass(policy, *thresholds, fail_on=gate.fail_on, checks=gate.checks)
 
 
 def _as_module(
@@ -256,9 +291,10 @@ def _comparison(
     return compare if isinstance(compare, Comparison) else Comparison(compare, select=select, forward=forward)
 
 
-def _require_measured_gate(accuracy_warning: str, run_validation: bool) -> None:
-    require_policy("accuracy_warning", accuracy_warning)
-    if accuracy_warning == "error" and not run_validation:
+def _require_measured_gate(judging: AccuracyWarningPass, run_validation: bool) -> None:
+    if judging.checks and not run_validation:
+        raise ConfigError("gate has nothing to judge with run_validation=False: leave one of them")
+    if judging.on_failure == "error" and not run_validation:
         raise ConfigError("accuracy_warning='error' has nothing to judge with run_validation=False: leave one of them")
 
 

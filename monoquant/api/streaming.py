@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from monoquant.adapters.base import ModuleAdapter
-from monoquant.api.quantizing import Policy, quantizer_of, selection_rules
+from monoquant.api.gate import Gate
+from monoquant.api.quantizing import Policy, judging_pass, quantizer_of, selection_rules
 from monoquant.data_run import Progress
 from monoquant.errors import ConfigError, FileError, require_flag
 from monoquant.hooks import Plugins
-from monoquant.passes.accuracy_warning import AccuracyWarningPass
 from monoquant.passes.skip_selection import Names, SkipSelectionPass, Types
 from monoquant.passes.validation import ValidationPass
 from monoquant.precision import packing_pass, require_more_careful, require_precision, secondary_passes
@@ -45,9 +45,11 @@ def quantize_file(
     rules: Iterable[SkipRule] = (),
     adapters: Iterable[ModuleAdapter] = (),
     on_failure: Policy = "error",
-    accuracy_warning: Policy = "warn",
+    accuracy_warning: Policy | None = None,
     sqnr_warning_threshold: float = 20.0,
     sqnr_error_threshold: float = 10.0,
+    gate: Gate | None = None,
+    recipe: str | None = None,
     plugins: Plugins = True,
 ) -> QuantReport:
     """Quantize a file of float weights into one that :func:`load` reads, without holding more than a few blocks of it.
@@ -86,6 +88,8 @@ def quantize_file(
         accuracy_warning: What large damage does; ``"error"`` leaves no new file.
         sqnr_warning_threshold: dB.
         sqnr_error_threshold: dB.
+        gate: What the result must keep to; it is judged before the new file takes its place.
+        recipe: TOML text of the recipe, which the report keeps.
         plugins: As in :func:`quantize`.
 
     Returns:
@@ -97,7 +101,7 @@ def quantize_file(
             cannot be written, or has no room.
         InputError: For weights that cannot be quantized, such as those with NaN; all of them are named.
         ValidationError: When a check fails and ``on_failure="error"``.
-        AccuracyError: When the damage is CRITICAL and ``accuracy_warning="error"``.
+        AccuracyError: When the damage is CRITICAL, or the gate fails, and ``accuracy_warning="error"``.
         PluginError: When an installed plugin is wrong.
     """
     require_flag("add_default_skips", add_default_skips)
@@ -120,9 +124,9 @@ def quantize_file(
         packing_pass(precision, group_size, symmetric, scale_dtype, None, "minmax", "auto", exact=False),
         *secondary_passes(precision),
         ValidationPass(on_failure),
-        AccuracyWarningPass(accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold),
+        judging_pass(gate, accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold),
     )
-    quantizer = quantizer_of(steps, plugins, adapters)
+    quantizer = quantizer_of(steps, plugins, adapters, recipe)
     old, new = _path("source", source), _path("target", target)
     if new.suffix != ".safetensors":
         raise FileError(f"{new}: give a name that ends in .safetensors")

@@ -158,6 +158,19 @@ def compare_reports(before: QuantReport, after: QuantReport) -> ReportDifference
     )
 
 
+def compare_layers(before: Sequence[LayerReport], after: Sequence[LayerReport]) -> tuple[LayerDifference, ...]:
+    """Hold the layers of a report against those of another one; as :func:`compare_reports` does.
+
+    Args:
+        before: Records to compare with.
+        after: Records to be judged.
+
+    Returns:
+        One per layer, in the order of ``after``; then those that are gone.
+    """
+    return _layers(_partners(before, after))
+
+
 Partners = list[tuple[LayerReport | None, LayerReport | None]]
 
 
