@@ -13,7 +13,6 @@ from monoquant.api import Gate
 from monoquant.comparison import Comparison
 from monoquant.errors import ConfigError, InputError
 from monoquant.hooks import PluginManager, Plugins
-from monoquant.opening import open_data
 from monoquant.precision import DTYPES
 from monoquant.recipes.entry_rules import rules_of
 from monoquant.recipes.reading import plain
@@ -46,8 +45,8 @@ def quantize_options(recipe: Recipe, *, trust_code: bool = False) -> dict[str, A
         PluginError: When a plugin is wrong.
     """
     return {
-        **_scheme(recipe),
-        **_skips(recipe),
+        **scheme_options(recipe),
+        **skip_options(recipe),
         **_calibration(recipe, trust_code),
         **_compare(recipe, trust_code),
         **({} if recipe.validation.run else {"run_validation": False}),
@@ -73,11 +72,11 @@ def quantize_file_options(recipe: Recipe, *, trust_code: bool = False) -> dict[s
     beyond = _beyond_files(recipe)
     if beyond:
         raise ConfigError(
-            f"a file is quantized without being run, and codes are rounded to nearest: leave out {', '.join(beyond)}; or "
-            "give a model that can be run"
+            f"a file is quantized without being run, and codes are rounded to nearest: leave out {', '.join(beyond)}; "
+            "or give a model that can be run"
         )
-    scheme = {name: value for name, value in _scheme(recipe).items() if name not in _ROUNDED}
-    return {**scheme, **_skips(recipe), **_judging(recipe, trust_code)}
+    scheme = {name: value for name, value in scheme_options(recipe).items() if name not in _ROUNDED}
+    return {**scheme, **skip_options(recipe), **_judging(recipe, trust_code)}
 
 
 def _beyond_files(recipe: Recipe) -> list[str]:
@@ -104,7 +103,9 @@ def plugins_of(recipe: Recipe, *, trust_code: bool = False) -> Plugins:
         return table.installed
     if table.files and not trust_code:
         named = ", ".join(table.files)
-        raise InputError(f"plugins.files run code: {named}; look at them, then allow it with --trust-code (trust_code=True)")
+        raise InputError(
+            f"plugins.files run code: {named}; look at them, then allow it with --trust-code (trust_code=True)"
+        )
     files = [str(located(recipe, file)) for file in table.files]
     return PluginManager(files, discover=table.installed, block=table.block)
 
@@ -119,7 +120,12 @@ def located(recipe: Recipe, given: str) -> Path:
     return recipe.folder / Path(given).expanduser()
 
 
-def _scheme(recipe: Recipe) -> dict[str, Any]:
+def scheme_options(recipe: Recipe) -> dict[str, Any]:
+    """The options of ``[scheme]``.
+
+    Args:
+        recipe: The recipe.
+    """
     options = plain(recipe.scheme)
     if "dtype" in options:
         options["dtype"] = DTYPES[options["dtype"]]
@@ -128,7 +134,12 @@ def _scheme(recipe: Recipe) -> dict[str, Any]:
     return options
 
 
-def _skips(recipe: Recipe) -> dict[str, Any]:
+def skip_options(recipe: Recipe) -> dict[str, Any]:
+    """The options of ``[[skip]]``, ``[select]`` and ``[skip_defaults]``.
+
+    Args:
+        recipe: The recipe.
+    """
     kept, options = recipe.skip_defaults, dict[str, Any]()
     if not kept.names:
         options["modules_to_not_convert"] = []
@@ -169,10 +180,13 @@ def _compare(recipe: Recipe, trust_code: bool) -> dict[str, Any]:
 
 
 def _data(recipe: Recipe, table: CalibrationTable | CompareTable, trust_code: bool) -> Iterable[Any]:
-    settings = {"batch_size": table.batch_size, "max_length": table.max_length}
+    from monoquant.opening import open_data  # type: ignore[attr-defined]
+
+    settings = {"batch_size": table.batch_size, "max_length": table.max_length, "samples": table.samples}
     tokenizer = None if table.tokenizer is None else str(located(recipe, table.tokenizer))
     given = table.data if _CODE.fullmatch(table.data) else str(located(recipe, table.data))
-    return open_data(given, tokenizer=tokenizer, trust_code=trust_code, **_given(settings))
+    batches: Iterable[Any] = open_data(given, tokenizer=tokenizer, trust_code=trust_code, **_given(settings))
+    return batches
 
 
 def _judging(recipe: Recipe, trust_code: bool) -> dict[str, Any]:

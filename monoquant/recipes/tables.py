@@ -153,8 +153,8 @@ class CalibrationTable:
             relative paths start at the recipe's folder.
         tokenizer: A folder with a tokenizer, for text.
         samples: Samples to use at most; default 150.
-        batch_size: Samples per batch; default: what opening the data chooses.
-        max_length: Tokens per sample, for text; default: what opening the data chooses.
+        batch_size: Samples per batch; default 8.
+        max_length: Tokens that are kept of a line, for text; default 128.
         select: Position or key of the batch item that is the model's input.
         statistics_bytes: Memory for the statistics that algorithms need; default 4 GiB.
     """
@@ -176,8 +176,8 @@ class CompareTable:
         data: As in ``[calibration]``; other data than that.
         tokenizer: A folder with a tokenizer, for text.
         samples: Samples to use at most; default: all.
-        batch_size: Samples per batch; default: what opening the data chooses.
-        max_length: Tokens per sample, for text; default: what opening the data chooses.
+        batch_size: Samples per batch; default 8.
+        max_length: Tokens that are kept of a line, for text; default 128.
         select: Position or key of the batch item that is the model's input.
         measure: ``"auto"`` (default), ``"kl"`` or ``"cosine"``.
         warning_threshold: More KL, or less cosine, than this is worth a warning; default .25, .99.
