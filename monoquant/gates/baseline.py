@@ -27,7 +27,7 @@ class Baseline:
         source: Its path, for messages.
     """
 
-    report: QuantReport = attrs.field(repr=False)
+    report: QuantReport = attrs.field(repr=False, hash=False)  # holds lists
     source: str = "the baseline"
 
 

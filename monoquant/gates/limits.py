@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from monoquant.checks import AccuracyGate, WarningCheck
-from monoquant.modules.packed_matrix import storage_bytes
+from monoquant.modules.storage import content_bytes
+from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.report import LayerReport, QuantizationInfo
 from monoquant.report.layer_difference import measured
 from monoquant.report.table import format_bytes
-from monoquant.values import Finding, Scheme, Severity
+from monoquant.values import Finding, Severity
 
 _MEASURE = "Let validation run; what was not measured cannot pass."
 _NAMED = 3
@@ -109,15 +110,16 @@ class BitsPerWeightCheck(WarningCheck):
 
 
 def packed_bytes(record: LayerReport) -> int:
-    """Bytes of a layer's packed weights.
+    """Bytes of a layer's packed weights, counted as budgets count them.
 
     Args:
-        record: Of a quantized layer.
+        record: A layer's.
+
+    Returns:
+        0 where it stayed float.
     """
     scheme = record.scheme
-    if isinstance(scheme, Scheme):
-        return sum(storage_bytes(rows, columns, scheme) for rows, columns in record.matrices)
-    return sum(2 * rows * columns for rows, columns in record.matrices)
+    return 0 if scheme is None else sum(content_bytes(MatrixForm.rows_first(one), scheme) for one in record.matrices)
 
 
 def _largest(packed: Sequence[LayerReport]) -> str:

@@ -1,4 +1,4 @@
-"""The gate: no layer worse than in the last release, and the model no larger."""
+"""The gate of a release as a plugin: what the environment says is held against by monoquant's own Gate."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
 import attrs
+import monoquant
 from monoquant import (
     AccuracyGate,
+    Baseline,
     ConfigError,
     FileError,
     Finding,
     QuantizationInfo,
-    QuantReport,
     Severity,
     WarningCheck,
     hookimpl,
-    load_report,
 )
 
-from monoquant_ci.layers import judge_layers
-from monoquant_ci.sizes import judge_size
 from monoquant_ci.version import VERSION
 
 BASELINE: Final = "MONOQUANT_CI_BASELINE"
@@ -32,58 +30,25 @@ SIZE_TOLERANCE: Final = "MONOQUANT_CI_SIZE_TOLERANCE_PERCENT"
 DEFAULT_TOLERANCE_DB: Final = 0.5
 DEFAULT_SIZE_TOLERANCE: Final = 1.0
 
-HOW_TO_WRITE_ONE: Final = "write one with monoquant.save_report(result.report, 'baseline.json')"
 
-
-@attrs.frozen
-class Baseline:
-    """The report of an earlier release, and where it came from.
-
-    Args:
-        report: The report.
-        source: Its path, for messages.
-    """
-
-    report: QuantReport = attrs.field(repr=False)
-    source: str
-
-
-def _baseline(given: Any, setting: str = "baseline") -> Baseline:
-    if isinstance(given, Baseline):
-        return given
-    if isinstance(given, QuantReport):
-        return Baseline(given, "the baseline")
-    if not isinstance(given, (str, os.PathLike)):
-        raise ConfigError(f"{setting}={given!r}: give a QuantReport, or the path of a report or of a saved model")
-    source = os.fsdecode(given)
-    try:
-        return Baseline(load_report(source), source)
-    except FileError as error:
-        raise FileError(f"{setting}={source!r} is no baseline: {error}; {HOW_TO_WRITE_ONE}") from error
-
-
-def _require_tolerance(setting: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0:
-        raise ConfigError(f"{setting}={value!r}: give a finite number >= 0, such as 0.5")
-
-
-def _check_tolerance(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    _require_tolerance(attribute.name, value)
+def _required(given: Any) -> Baseline:
+    baseline = monoquant.Gate(baseline=given).baseline
+    if baseline is None:
+        raise ConfigError("baseline=None: give a QuantReport, or the path of a report or of a saved model")
+    return baseline
 
 
 @attrs.frozen
 class Gate(WarningCheck):
     """A warning check, and the plugin that registers it: ``quantize(model, plugins=[Gate("baseline.json")])``.
 
-    Like is compared with like only. Layers that are new, gone, of another shape or scheme, or that were measured on
-    outputs in one run and on weights in the other, are findings of their own.
+    The comparison is that of ``monoquant.Gate``, which needs no plugin; this one can be set by the environment, and its
+    findings are told as the plugin's.
 
     Args:
         baseline: The report of the last release, or the path of one: what ``save_report`` wrote to a ``.json`` file, or
             ``save`` to a ``.safetensors`` file.
-        tolerance_db: A layer whose SQNR fell by more than this is CRITICAL; dB, default 0.5. Figures are compared as
-            they are written in decimals, so that a fall by exactly the tolerance passes.
+        tolerance_db: A layer whose SQNR fell by more than this is CRITICAL; dB, default 0.5.
         size_tolerance_percent: A model that grew by more than this is CRITICAL; default 1.
 
     Raises:
@@ -93,9 +58,18 @@ class Gate(WarningCheck):
 
     __version__: ClassVar[str] = VERSION  # for reports: an object that is passed as a plugin has no distribution
 
-    baseline: Baseline = attrs.field(converter=_baseline)
-    tolerance_db: float = attrs.field(default=DEFAULT_TOLERANCE_DB, validator=_check_tolerance)
-    size_tolerance_percent: float = attrs.field(default=DEFAULT_SIZE_TOLERANCE, validator=_check_tolerance)
+    baseline: Baseline = attrs.field(converter=_required)
+    tolerance_db: float = DEFAULT_TOLERANCE_DB
+    size_tolerance_percent: float = DEFAULT_SIZE_TOLERANCE
+    _gate: monoquant.Gate = attrs.field(init=False, eq=False, repr=False)
+
+    @_gate.default
+    def _of_settings(self) -> monoquant.Gate:
+        return monoquant.Gate(
+            baseline=self.baseline,
+            tolerance_db=self.tolerance_db,
+            size_tolerance_percent=self.size_tolerance_percent,
+        )
 
     @hookimpl
     def monoquant_register_warning_checks(self) -> Iterable[WarningCheck]:
@@ -103,12 +77,7 @@ class Gate(WarningCheck):
         return [self]
 
     def check(self, info: QuantizationInfo, gate: AccuracyGate) -> Iterable[Finding]:
-        report, source = self.baseline.report, self.baseline.source
-        found = [
-            *judge_layers(report.layers, info.layers, self.tolerance_db, source),
-            *judge_size(report, info, self.size_tolerance_percent, source),
-        ]
-        return sorted(found, key=lambda finding: -finding.severity)
+        return self._gate.judge(info)
 
 
 @attrs.frozen
@@ -136,7 +105,12 @@ def check_of_environment() -> WarningCheck:
     """
     tolerances = _number(TOLERANCE_DB, DEFAULT_TOLERANCE_DB), _number(SIZE_TOLERANCE, DEFAULT_SIZE_TOLERANCE)
     path = os.environ.get(BASELINE, "").strip()
-    return Gate(_baseline(path, BASELINE), *tolerances) if path else NoBaselineCheck()
+    if not path:
+        return NoBaselineCheck()
+    try:
+        return Gate(path, *tolerances)
+    except FileError as error:
+        raise FileError(str(error).replace("baseline=", f"{BASELINE}=", 1)) from error
 
 
 def _number(variable: str, default: float) -> float:

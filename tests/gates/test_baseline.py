@@ -1,4 +1,4 @@
-"""The gate on records: what is a regression, and what cannot be compared."""
+"""The baseline on records: what is a regression, and what cannot be compared."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import math
 from typing import Any
 
 import attrs
-import monoquant as mq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monoquant_ci.gate import Gate
+import monoquant as mq
 
 INT4, INT8 = mq.Scheme(), mq.Scheme(8, None, True)
 MEBIBYTE = 1 << 20
@@ -40,8 +39,7 @@ def report_of(*layers: mq.LayerReport, bytes_after: int = 4000) -> mq.QuantRepor
 
 
 def judged(past: mq.QuantReport, present: mq.QuantReport, **settings: Any) -> list[mq.Finding]:
-    info = mq.QuantizationInfo.from_report(present)
-    return list(Gate(past, **settings).check(info, mq.AccuracyGate()))
+    return mq.Gate(baseline=past, **settings).judge(present)
 
 
 def found(past: mq.LayerReport, present: mq.LayerReport, **settings: Any) -> tuple[str, mq.Severity]:
@@ -259,5 +257,5 @@ def test_sizes_of_unlike_models_are_not_compared() -> None:
 def test_an_info_built_by_hand_says_that_nothing_was_compared() -> None:
     """Without records per layer the gate is no gate, and says so."""
     info = mq.QuantizationInfo(["a"], [], 0, torch.int8, True)
-    codes = by_code(list(Gate(report_of(LAYER)).check(info, mq.AccuracyGate())))
+    codes = by_code(mq.Gate(baseline=report_of(LAYER)).judge(info))
     assert {"compared-nothing", "layer-gone", "size-not-measured"} == codes.keys()
