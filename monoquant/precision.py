@@ -67,9 +67,19 @@ def require_more_careful(skip_to: str | None, target: str) -> None:
         ConfigError: When they would lose as much as the rest, or more.
     """
     check_target(None, None, skip_to)
-    bits = {"int4": 4, "int8": 8, "float16": 16, "bfloat16": 16}
-    if skip_to is not None and bits[skip_to] <= bits[target]:
+    if not keeps_more(skip_to, target):
         raise ConfigError(f"skip_to={skip_to!r} keeps no more of a layer than {target}, which all are reduced to")
+
+
+def keeps_more(skip_to: str | None, target: str) -> bool:
+    """Whether a layer keeps more in one representation than in another.
+
+    Args:
+        skip_to: ``"int8"``, ``"float16"``, ``"bfloat16"``; None for float.
+        target: One of these or ``"int4"``.
+    """
+    bits = {"int4": 4, "int8": 8, "float16": 16, "bfloat16": 16}
+    return skip_to is None or bits[skip_to] > bits[target]
 
 
 def chosen_algorithm(quality: Any, algorithm: str | WeightAlgorithm | None, *, has_data: bool) -> str | WeightAlgorithm:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from monoquant.api import Gate
 from monoquant.comparison import Comparison
 from monoquant.errors import ConfigError, InputError
 from monoquant.hooks import PluginManager, Plugins
+from monoquant.opening import open_data
+from monoquant.opening.factory import is_factory
 from monoquant.precision import DTYPES
 from monoquant.recipes.entry_rules import rules_of
 from monoquant.recipes.reading import plain
@@ -20,7 +21,6 @@ from monoquant.recipes.recipe import Recipe
 from monoquant.recipes.tables import CalibrationTable, CompareTable
 from monoquant.values import SCALE_DTYPES
 
-_CODE = re.compile(r"[\w.]+:[\w.]+")
 _SCALE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SCALE_DTYPES}
 
 _GATE_FIELDS = tuple(field.name for field in attrs.fields(Gate))
@@ -44,13 +44,14 @@ def quantize_options(recipe: Recipe, *, trust_code: bool = False) -> dict[str, A
         ConfigError: For options that contradict each other.
         PluginError: When a plugin is wrong.
     """
+    judging = _judging(recipe, trust_code)  # before data is read, which may take long
     return {
         **scheme_options(recipe),
         **skip_options(recipe),
         **_calibration(recipe, trust_code),
         **_compare(recipe, trust_code),
         **({} if recipe.validation.run else {"run_validation": False}),
-        **_judging(recipe, trust_code),
+        **judging,
     }
 
 
@@ -180,13 +181,10 @@ def _compare(recipe: Recipe, trust_code: bool) -> dict[str, Any]:
 
 
 def _data(recipe: Recipe, table: CalibrationTable | CompareTable, trust_code: bool) -> Iterable[Any]:
-    from monoquant.opening import open_data  # type: ignore[attr-defined]
-
     settings = {"batch_size": table.batch_size, "max_length": table.max_length, "samples": table.samples}
     tokenizer = None if table.tokenizer is None else str(located(recipe, table.tokenizer))
-    given = table.data if _CODE.fullmatch(table.data) else str(located(recipe, table.data))
-    batches: Iterable[Any] = open_data(given, tokenizer=tokenizer, trust_code=trust_code, **_given(settings))
-    return batches
+    given = table.data if is_factory(table.data) else str(located(recipe, table.data))
+    return open_data(given, tokenizer=tokenizer, trust_code=trust_code, **_given(settings))
 
 
 def _judging(recipe: Recipe, trust_code: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from monoquant.errors import ConfigError, FileError
+from monoquant.precision import keeps_more
 from monoquant.recipes.reading import parsed, plain, structured, to_text
 from monoquant.recipes.tables import (
     EXCLUSIVE,
@@ -57,6 +58,20 @@ class Recipe:
     plugins: PluginsTable = attrs.field(factory=PluginsTable)
     output: OutputTable = attrs.field(factory=OutputTable)
     folder: Path = attrs.field(factory=Path, eq=False, metadata={"key": False})
+
+    def __attrs_post_init__(self) -> None:
+        target = self.scheme.target
+        wanted = {f"[[skip]] {number}: to": entry.to for number, entry in enumerate(self.skip, 1)}
+        wanted["[skip_defaults] to"] = self.skip_defaults.to
+        problems = [
+            f'{key} = "{to}" keeps no more of a layer than {target}, which all are reduced to'
+            for key, to in wanted.items()
+            if not keeps_more(to, target)
+        ]
+        if target != "int4" and self.skip_defaults != SkipDefaultsTable():
+            problems.append(f"[skip_defaults] does nothing with {target}: INT4 alone has defaults")
+        if problems:
+            raise ConfigError("; ".join(problems))
 
     @classmethod
     def from_toml(cls, text: str, source: str = "the recipe", folder: str | os.PathLike[str] = "") -> Recipe:
