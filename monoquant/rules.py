@@ -43,6 +43,11 @@ class SkipRule(abc.ABC):
 
     skip_to: str | None = None
 
+    @property
+    def is_limit(self) -> bool:
+        """Whether the rule only sets a limit: that no layer is beyond it is then no mistake. Default: it is none."""
+        return False
+
     @abc.abstractmethod
     def reason(self, layer: Layer) -> str | None:
         """Tell why a layer should stay in float.
@@ -242,6 +247,10 @@ class ThresholdRule(SkipRule):
 
     parameters: int = attrs.field(validator=_check_threshold)
     skip_to: str | None = attrs.field(default=None, validator=check_target)
+
+    @property
+    def is_limit(self) -> bool:
+        return True
 
     def reason(self, layer: Layer) -> str | None:
         if layer.parameters >= self.parameters:

@@ -132,10 +132,8 @@ class SkipSelectionPass(Pass):
 
     def _report_unmatched(self, context: QuantContext, asked: Sequence[RegisteredRule]) -> None:
         dead = [(entry, rule) for rule in asked for entry in ask_unmatched(rule.value, context.layers, rule.origin)]
-        # A threshold is a limit: it does not claim that smaller layers exist, as a name or a class does.
-        mistaken = [
-            entry for entry, rule in dead if rule.origin == CALLER and not isinstance(rule.value, ThresholdRule)
-        ]
+        # A limit does not claim that there are layers beyond it, as a name or a class does.
+        mistaken = [entry for entry, rule in dead if rule.origin == CALLER and not rule.value.is_limit]
         if mistaken and self.on_unmatched == "error":
             raise InputError(f"skip rules matched no layer: {', '.join(mistaken)}; correct or remove them")
         context.report([_mistake(entry) for entry in mistaken])

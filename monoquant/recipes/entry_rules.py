@@ -41,14 +41,27 @@ class EntryRule(SkipRule):
             rules.append(ThresholdRule(self.entry.smaller_than))
         return rules[0] if len(rules) == 1 else AllRule(rules)
 
+    @property
+    def is_limit(self) -> bool:
+        return self.rule.is_limit
+
     def reason(self, layer: Layer) -> str | None:
         found = self.rule.reason(layer)
         return f"{self.entry.reason} ({found})" if found and self.entry.reason else found
 
+    def dead_names(self, layers: Sequence[Layer]) -> list[str]:
+        """Its names that match no layer, with the nearest ones.
+
+        Args:
+            layers: All layers of the model.
+        """
+        return _dead(_rules(self.entry.names, self.entry.types), layers)
+
     def unmatched(self, layers: Sequence[Layer]) -> list[str]:
-        if isinstance(self.rule, ThresholdRule):
-            return []  # a limit does not claim that there are smaller layers
-        return [f"{dead} in [[skip]] {self.number}" for dead in self.rule.unmatched(layers)]
+        dead = self.dead_names(layers)
+        if not dead and all(self.rule.reason(layer) is None for layer in layers):
+            dead = [keys_of(attrs.evolve(self.entry, to=None, reason=None))]
+        return [f"{text} in [[skip]] {self.number}" for text in dead]
 
     def __repr__(self) -> str:
         return f"[[skip]] {self.number}: {keys_of(self.entry)}"
@@ -74,20 +87,30 @@ class SelectRule(SkipRule):
     def reason(self, layer: Layer) -> str | None:
         return None if self.rule.reason(layer) is None else "not selected"
 
+    def dead_names(self, layers: Sequence[Layer]) -> list[str]:
+        """Its names that match no layer, with the nearest ones.
+
+        Args:
+            layers: All layers of the model.
+        """
+        return _dead(_rules(self.table.names, self.table.types), layers)
+
     def unmatched(self, layers: Sequence[Layer]) -> list[str]:
-        return [f"{dead} in [select]" for dead in self.rule.unmatched(layers)]
+        dead = [f"{text} in [select]" for text in self.dead_names(layers)]
+        everything = not dead and all(self.reason(layer) is None for layer in layers)
+        return [f"{self!r} (it selects every layer)"] if everything else dead
 
     def __repr__(self) -> str:
         return f"[select] {keys_of(self.table)}"
 
 
-def rules_of(recipe: Recipe) -> list[SkipRule]:
+def rules_of(recipe: Recipe) -> list[EntryRule | SelectRule]:
     """The rules of a recipe, in the order in which they are asked.
 
     Args:
         recipe: Its ``[[skip]]`` entries come first, then ``[select]``.
     """
-    entries: list[SkipRule] = [EntryRule(number, entry) for number, entry in enumerate(recipe.skip, 1)]
+    entries: list[EntryRule | SelectRule] = [EntryRule(number, entry) for number, entry in enumerate(recipe.skip, 1)]
     chosen = recipe.select.names or recipe.select.types
     return [*entries, SelectRule(recipe.select)] if chosen else entries
 
@@ -99,6 +122,10 @@ def keys_of(table: object) -> str:
         table: Any of a recipe's.
     """
     return ", ".join(f"{key} = {shown(value)}" for key, value in plain(table).items())
+
+
+def _dead(rules: Sequence[SkipRule], layers: Sequence[Layer]) -> list[str]:
+    return [text for rule in rules for text in rule.unmatched(layers)]
 
 
 def _rules(names: tuple[str, ...], types: tuple[str, ...]) -> list[SkipRule]:

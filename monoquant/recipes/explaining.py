@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
-from monoquant.recipes.entry_rules import SelectRule, keys_of, rules_of
+from monoquant.recipes.entry_rules import EntryRule, SelectRule, keys_of, rules_of
 from monoquant.recipes.recipe import Recipe
 from monoquant.rules import INT4_SKIP_NAMES, INT4_SKIP_THRESHOLD, INT4_SKIP_TYPES
 from monoquant.values import BUILT_IN, CALLER, Action, Decision, Layer
@@ -79,10 +79,10 @@ def _scheme(recipe: Recipe, decisions: Sequence[Decision]) -> RecipeLine:
     return RecipeLine(says, effect, names, idle=not main)
 
 
-def _rule(rule: Any, layers: Sequence[Layer], decisions: Sequence[Decision]) -> RecipeLine:
+def _rule(rule: EntryRule | SelectRule, layers: Sequence[Layer], decisions: Sequence[Decision]) -> RecipeLine:
     own = [one for one in decisions if one.rule == repr(rule) and one.origin == CALLER]
     names = tuple(one.layer for one in own)
-    dead = rule.unmatched(layers)
+    dead = rule.dead_names(layers)
     if isinstance(rule, SelectRule):
         chosen = [layer.name for layer in layers if rule.reason(layer) is None]
         effect = f"selected: {_counted(chosen)}; kept in float: {_counted(names)}"
@@ -96,9 +96,8 @@ def _rule(rule: Any, layers: Sequence[Layer], decisions: Sequence[Decision]) -> 
     return RecipeLine(repr(rule), _with_dead("matched no layer", dead), idle=True)
 
 
-def _with_dead(effect: str, dead: Iterable[str]) -> str:
-    entries = [text.rpartition(" in [")[0] for text in dead]
-    return f"{effect}; no layer matches {', '.join(entries)}" if entries else effect
+def _with_dead(effect: str, dead: Sequence[str]) -> str:
+    return f"{effect}; no layer matches {', '.join(dead)}" if dead else effect
 
 
 def _outcome(decisions: Sequence[Decision]) -> str:
@@ -131,7 +130,7 @@ def _defaults(recipe: Recipe, decisions: Sequence[Decision]) -> list[RecipeLine]
         own = [one for one in decisions if one.origin == BUILT_IN and (one.rule or "").startswith(rule)]
         names = tuple(one.layer for one in own)
         says = f"[skip_defaults] {key} = {str(active).lower()} ({what})"
-        effect = (_outcome(own) or "matched no layer") if active else "turned off"
+        effect = (_outcome(own) or "decided on nothing") if active else "turned off"
         lines.append(RecipeLine(says, effect, names, idle=active and not names))
     return lines
 

@@ -11,7 +11,11 @@ from torch import nn
 import monoquant as mq
 from monoquant.algorithms.choice import ALGORITHMS, NamedAlgorithm
 from monoquant.checks import BUILT_IN_CHECKS
+from monoquant.gates.baseline import BaselineCheck
+from monoquant.gates.limits import BitsPerWeightCheck, CompressionCheck, LayerSqnrCheck, ModelSqnrCheck
 from monoquant.ranges import AutoObserver, HistogramObserver, MinMaxObserver, MovingAverageObserver
+from monoquant.recipes import SelectTable, SkipEntry
+from monoquant.recipes.entry_rules import EntryRule, SelectRule
 from monoquant.testing import (
     AlgorithmConformance,
     ObserverConformance,
@@ -26,6 +30,7 @@ NORM = mq.Layer("norm", nn.LayerNorm, (64,))
 RULES: list[mq.SkipRule] = [
     mq.TypeRule(nn.LayerNorm),
     mq.TypeRule(nn.LayerNorm, nn.Embedding, skip_to="int8"),
+    mq.TypeNameRule("LayerNorm", "torch.nn.Embedding", "*RMSNorm", skip_to="int8"),
     mq.NameRule("norm", "re:.*v_proj", "*.gate"),
     mq.NameRule("norm", skip_to="bfloat16"),
     mq.ThresholdRule(512),
@@ -33,6 +38,9 @@ RULES: list[mq.SkipRule] = [
     mq.TypeRule(nn.LayerNorm) | mq.NameRule("v_proj"),
     mq.TypeRule(nn.LayerNorm) & mq.ThresholdRule(2**20),
     ~mq.NameRule("lm_head"),
+    EntryRule(2, SkipEntry(names=["norm", "*.gate"], types=["LayerNorm"], smaller_than=512, to="int8", reason="small")),
+    EntryRule(3, SkipEntry(smaller_than=512)),
+    SelectRule(SelectTable(names=["lm_head"], types=["Conv2d"])),
     ~(mq.NameRule("lm_head") | mq.TypeRule(nn.Conv2d) & ~mq.ThresholdRule(512)),
 ]
 
@@ -48,10 +56,24 @@ class TestRules(SkipRuleConformance):
         self.rule = request.param
 
 
-class TestChecks(WarningCheckConformance):
-    """Every built-in check."""
+RECORD = mq.LayerReport(
+    "layer", "Linear", (64, 64), 4096, mq.Action.QUANTIZE, "", 16384, 2432, scheme=mq.Scheme(), weight_sqnr_db=20.0
+)
+REPORT = mq.QuantReport(mq.Scheme(), (RECORD,), (), 16384, 2432, validation=mq.ValidationResult())
+CHECKS: list[mq.WarningCheck] = [
+    *BUILT_IN_CHECKS,
+    BaselineCheck(mq.Baseline(REPORT)),
+    LayerSqnrCheck(20.0),
+    ModelSqnrCheck(20.0),
+    BitsPerWeightCheck(4.5),
+    CompressionCheck(4.0),
+]
 
-    @pytest.fixture(autouse=True, params=BUILT_IN_CHECKS, ids=repr)
+
+class TestChecks(WarningCheckConformance):
+    """Every built-in check, and those of a gate."""
+
+    @pytest.fixture(autouse=True, params=CHECKS, ids=repr)
     def _each(self, request: pytest.FixtureRequest) -> None:
         self.check = request.param
 
@@ -139,7 +161,7 @@ class TestPassesWithData(PassConformance):
     ("kind", "tested"),
     [
         (mq.SkipRule, [type(rule) for rule in RULES]),
-        (mq.WarningCheck, [type(check) for check in BUILT_IN_CHECKS]),
+        (mq.WarningCheck, [type(check) for check in CHECKS]),
         (mq.WeightAlgorithm, [type(algorithm) for algorithm in ALGORITHMS]),
         (mq.Pass, [mq.CalibrationPass, *(type(pass_) for pass_ in PASSES)]),
     ],
