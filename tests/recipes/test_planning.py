@@ -202,3 +202,11 @@ def test_a_line_that_matched_nothing_is_a_finding(text: str, finding: str, sever
     found = [one for one in plan.findings if finding in one.message]
     assert [one.severity for one in found] == [severity]
     assert plan.explanation.lines[1].effect == effect
+
+
+def test_a_selection_of_nothing_is_idle() -> None:
+    """All else stays float, which the plan shows before a run refuses it."""
+    recipe = Recipe.from_toml('[select]\nnames = ["decoder"]')
+    line = plan_recipe(recipe, net()).explanation.lines[1]
+    assert line.effect.startswith("selected: 0 layers; kept in float: 6 layers")
+    assert line.idle
