@@ -46,7 +46,7 @@ def test_the_own_format_is_registered_by_a_marked_hook() -> None:
     """So that nothing but hooks brings formats."""
     (entry,) = PluginManager(discover=False).exporters()
     assert (type(entry.value), entry.origin) == (NativeExporter, BUILT_IN)
-    assert [entry.value.name for entry in PluginManager(discover=False).reporters()] == ["text", "json"]
+    assert [entry.value.name for entry in PluginManager(discover=False).reporters()] == ["text", "json", "html"]
 
 
 def test_manager_and_bare_registry_agree_on_built_ins() -> None:
