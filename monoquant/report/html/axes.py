@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import attrs
 
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+MOST = 999.0  # decibels; what is beyond is drawn as infinite
 LANE = 18.0  # pixels for values that are not finite
 
 
@@ -36,7 +37,7 @@ class Axis:
             start: First pixel.
             end: Last pixel.
         """
-        known = [*values]
+        known = [_drawn(value) for value in values]
         finite = [value for value in known if math.isfinite(value)]
         step = _step(max([*finite, 25.0]) - min([*finite, 5.0]))
         low, high = math.floor(min([*finite, 5.0]) / step) * step, math.ceil(max([*finite, 25.0]) / step) * step
@@ -51,6 +52,7 @@ class Axis:
             value: dB; inf stands beyond ``high``, nan and -inf before ``low``.
         """
         towards = math.copysign(LANE * 0.6, self.end - self.start)
+        value = _drawn(value)
         if value == math.inf:
             return self.end + towards
         if not math.isfinite(value):
@@ -64,6 +66,9 @@ class Axis:
         return [index * step for index in range(first, math.floor(self.high / step) + 1)]
 
 
+def _drawn(value: float) -> float:
+    return math.copysign(math.inf, value) if abs(value) > MOST else value
+
+
 def _step(span: float) -> float:
-    fitting = (step for step in _STEPS if span / step <= 8)
-    return next(fitting, 10.0 ** math.ceil(math.log10(span / 8)))
+    return next(step for step in _STEPS if span / step <= 8)

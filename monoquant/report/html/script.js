@@ -43,7 +43,7 @@
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     rows.forEach((row, index) => {
-      const fits = (!decision.value || row.dataset.d === decision.value) && words.every((word) => texts[index].includes(word));
+      const fits = (!decision.value || row.cells[2].textContent === decision.value) && words.every((word) => texts[index].includes(word));
       row.hidden = !fits;
       shown += fits;
     });

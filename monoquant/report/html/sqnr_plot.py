@@ -13,7 +13,8 @@ from monoquant.report.records import LayerReport
 from monoquant.report.table import format_db, worst_first
 
 ROWS = 24  # layers that are named beside the plot
-TITLES_BYTES = 150_000  # of points that say what they are; the rest, which is the best, is drawn alone
+TITLES_BYTES = 110_000  # of points that say what they are; the rest, which is the best, is drawn alone
+DRAWN = 3000  # layers of a plot, the worst ones
 WIDTH = 960.0
 THRESHOLDS = ((10.0, "critical"), (20.0, "warning"))
 
@@ -81,6 +82,8 @@ def _caption(points: Sequence[Point], missing: int) -> str:
         told.append(f"{counted(strange, 'value')} of nan or -inf: broken, drawn at the low end.")
     if exact := sum(value == float("inf") for value in values):
         told.append(f"{counted(exact, 'value')} of inf: exact, drawn at the high end.")
+    if len(points) > DRAWN:
+        told.append(f"Drawn are the worst {DRAWN:,}.")
     if missing:
         told.append(f"{counted(missing, 'reduced layer')} not measured.")
     return " ".join(told)
@@ -131,7 +134,7 @@ def _points(places: Sequence[tuple[Point, float]], axis: Axis, radius: float) ->
     drawn: list[tuple[int, Html]] = []
     rest: dict[str, list[str]] = {"w": [], "o": []}
     used = 0
-    for point, x in sorted(places, key=lambda one: order[id(one[0].record)]):
+    for point, x in sorted(places, key=lambda one: order[id(one[0].record)])[:DRAWN]:
         if used < TITLES_BYTES:
             marks = [_mark(kind, x, axis(value), radius) for kind, value in point.values]
             drawn.append((point.index, _linked(point, marks)))
