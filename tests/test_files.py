@@ -323,7 +323,7 @@ WRONG: list[tuple[Callable[[mq.QuantResult, Path], Any], type[Exception], str]] 
     (
         lambda result, _: mq.render_report(result.report, "junit", plugins=False),
         mq.ConfigError,
-        "'text', 'json', or an",
+        "'text', 'json', 'html', or an",
     ),
     (lambda result, _: mq.render_report(result, plugins=False), mq.InputError, "a report is wanted, not a QuantResult"),
     (lambda result, path: mq.save_report(result.report, path / "a.md"), mq.FileError, r"in \.txt \(text\), \.json"),

@@ -135,7 +135,8 @@ def render_report(report: QuantReport, format: str | Reporter = "text", *, plugi
 
     Args:
         report: Such as ``result.report``.
-        format: ``"text"`` (default), ``"json"``, the name of a form that a plugin brings, or a Reporter of your own.
+        format: ``"text"`` (default), ``"json"``, ``"html"``, the name of a form that a plugin brings, or a Reporter of
+            your own.
         plugins: As in :func:`quantize`.
 
     Raises:
@@ -159,7 +160,7 @@ def save_report(
     Args:
         report: Such as ``result.report``.
         path: Target; an existing file is replaced.
-        format: As in :func:`render_report`; default: by the end of the path, ``.txt`` or ``.json``.
+        format: As in :func:`render_report`; default: by the end of the path, ``.txt``, ``.json`` or ``.html``.
         plugins: As in :func:`quantize`.
 
     Raises:

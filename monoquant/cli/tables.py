@@ -10,7 +10,7 @@ from rich.text import Text
 
 from monoquant.cli.streams import printable
 from monoquant.report import QuantReport
-from monoquant.report.table import HEADINGS, cells, finding_lines, summary_lines, worst_first
+from monoquant.report.table import HEADINGS, cells, closing_lines, finding_lines, summary_lines, worst_first
 
 _SHOWN = 20
 _GAP = 2
@@ -40,7 +40,8 @@ def report_view(report: QuantReport, console: Console, *, everything: bool) -> R
     ]
     if rest:
         parts.append(Text(f"... and {rest} more layers; --verbose shows them", style="dim"))
-    return Group(*parts, Text(printable("\n".join(finding_lines(report.findings)))))
+    closing = [*finding_lines(report.findings), *(closing_lines(report) if everything else ())]
+    return Group(*parts, Text(printable("\n".join(closing))))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console, *, everything: bool) -> Table:

@@ -61,5 +61,5 @@ def monoquant_register_exporters() -> Iterable[Exporter]:
 
 @hookimpl
 def monoquant_register_reporters() -> Iterable[Reporter]:
-    """Register the table and JSON."""
+    """Register the table, JSON and HTML."""
     return BUILT_IN_REPORTERS

@@ -1,4 +1,4 @@
-"""What a reporter is: it turns a report into text for people or machines; and monoquant's own two."""
+"""What a reporter is: it turns a report into text for people or machines; and monoquant's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import abc
 import json
 from typing import ClassVar
 
+from monoquant.report.html.page import render_page
 from monoquant.report.quant_report import QuantReport
 
 
@@ -52,4 +53,14 @@ class JsonReporter(Reporter):
         return f"{json.dumps(report.to_dict(), indent=1)}\n"
 
 
-BUILT_IN_REPORTERS: tuple[Reporter, ...] = (TextReporter(), JsonReporter())
+class HtmlReporter(Reporter):
+    """One file for a browser, with plots and a table that sorts and filters; it loads nothing."""
+
+    name: ClassVar[str] = "html"
+    suffixes: ClassVar[tuple[str, ...]] = (".html",)
+
+    def render(self, report: QuantReport) -> str:
+        return render_page(report)
+
+
+BUILT_IN_REPORTERS: tuple[Reporter, ...] = (TextReporter(), JsonReporter(), HtmlReporter())

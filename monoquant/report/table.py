@@ -6,8 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from monoquant.errors import quoted
 from monoquant.numerics.memory import format_bytes as format_bytes
-from monoquant.report.records import LayerReport, ReportData
+from monoquant.report.records import LayerReport, ReportData, ValidationResult
 from monoquant.report.wording import grouped, told
 from monoquant.values import BUILT_IN, Action, Finding
 
@@ -72,7 +73,7 @@ def render(report: ReportData) -> str:
         report: The report.
     """
     rows = [HEADINGS, *(cells(record) for record in worst_first(report.layers))]
-    return "\n".join([*summary_lines(report), "", *aligned(rows), *finding_lines(report.findings)])
+    return "\n".join([*summary_lines(report), "", *aligned(rows), *finding_lines(report.findings), *closing_lines(report)])
 
 
 def cells(record: LayerReport) -> tuple[str, ...]:
@@ -82,6 +83,8 @@ def cells(record: LayerReport) -> tuple[str, ...]:
         record: Of the layer.
     """
     reason = f"{record.reason} by {record.algorithm}" if record.algorithm else record.reason
+    if record.scheme is not None and str(record.scheme) not in reason:
+        reason += f": {record.scheme}"
     why = "; ".join(filter(None, (reason, record.compute, record.remedy)))
     if record.aliases:
         why += f"; also named {', '.join(record.aliases)}"
@@ -121,7 +124,9 @@ def summary_lines(report: ReportData) -> list[str]:
         seen = report.calibration
         apart = f", outputs measured on {seen.held_out} of them that nothing was fitted to" if seen.held_out else ""
         lines.append(f"calibration: {seen.samples} samples in {seen.batches} batches{apart}")
-    lines += _whole_model(report)
+        if seen.unseen_layers:
+            lines.append(f"never called by it: {quoted(seen.unseen_layers)}")
+    lines += [*_whole_model(report), *_validation(report.validation)]
     lines.append("with " + ", ".join(f"{name} {version}" for name, version in report.versions))
     return lines
 
@@ -138,6 +143,15 @@ def _whole_model(report: ReportData) -> list[str]:
     return lines
 
 
+def _validation(checked: ValidationResult | None) -> list[str]:
+    """What is not as it should be; all is well where nothing is said."""
+    if checked is None:
+        return ["not validated"]
+    failed = [] if checked.load_test_passed else ["FAILED: packed layers survive saving and loading"]
+    failed += [] if checked.weight_range_valid else ["FAILED: dequantized weights are finite"]
+    return [f"validation {text}" for text in (*failed, *checked.errors)]
+
+
 def _mixture(report: ReportData) -> list[str]:
     """How many layers have which representation, where they differ."""
     counts = Counter(str(record.scheme) for record in report.layers if record.scheme is not None)
@@ -151,6 +165,23 @@ def _median_of(report: ReportData) -> float | None:
 
 def _smallest(values: list[float]) -> float:
     return math.nan if any(map(math.isnan, values)) else min(values)
+
+
+def closing_lines(report: ReportData) -> list[str]:
+    """What the run followed: how precision was shared out, and the recipe; empty where there was neither.
+
+    Args:
+        report: The report.
+    """
+    return [*_tradeoff(report), *_recipe(report.recipe)]
+
+
+def _tradeoff(report: ReportData) -> list[str]:
+    return [] if report.tradeoff is None else ["", "how precision was shared out:", *str(report.tradeoff).splitlines()]
+
+
+def _recipe(recipe: str | None) -> list[str]:
+    return [] if recipe is None else ["", "recipe:", *(f"  {line}".rstrip() for line in recipe.splitlines())]
 
 
 def finding_lines(findings: tuple[Finding, ...]) -> list[str]:

@@ -107,10 +107,10 @@ class Tradeoff:
         return sorted(self.layers, key=lambda one: -1.0 if one.worth is None else one.worth, reverse=True)
 
     def __str__(self) -> str:
-        return "\n".join([*_curve_lines(self), "", *_ranking_lines(self)])
+        return "\n".join([*_curve_lines(self), *_evaluation_lines(self), "", *_ranking_lines(self)])
 
 
-_UNITS = {
+NOISE_WORDS = {
     "output": "noise of the model's output, relative",
     "kl": "KL of the model's logits, nats",
     "layer": "relative noise of layer outputs, added up",
@@ -118,7 +118,7 @@ _UNITS = {
 
 
 def _curve_lines(tradeoff: Tradeoff) -> list[str]:
-    lines = [f"bits per weight  estimated {_UNITS[tradeoff.criterion]}"]
+    lines = [f"bits per weight  estimated {NOISE_WORDS[tradeoff.criterion]}"]
     points = sorted({*tradeoff.curve}, key=lambda point: point.bits_per_weight)
     step = max(1, len(points) // 16)
     shown = [
@@ -127,13 +127,21 @@ def _curve_lines(tradeoff: Tradeoff) -> list[str]:
         if index % step == 0 or abs(point.bits_per_weight - tradeoff.bits_per_weight) < 1e-9
     ]
     largest = max((point.noise for point in points), default=0.0)
-    for point in [*shown, *([] if points[-1] in shown else [points[-1]])]:
+    for point in dict.fromkeys([*shown, *points[-1:]]):
         bar = "#" * (round(40 * point.noise / largest) if largest else 0)
         here = " <- chosen" if abs(point.bits_per_weight - tradeoff.bits_per_weight) < 1e-9 else ""
         lines.append(f"{point.bits_per_weight:15.3f}  {point.noise:10.4g} {bar}{here}")
     if not any("<- chosen" in line for line in lines):  # a step that did not fit was passed over
         lines.append(f"{tradeoff.bits_per_weight:15.3f}  beside the curve <- chosen")
     return lines
+
+
+def _evaluation_lines(tradeoff: Tradeoff) -> list[str]:
+    if not tradeoff.evaluations:
+        return []
+    told = [("accepted" if one.accepted else "refused", one) for one in tradeoff.evaluations]
+    lines = [f"{one.bits_per_weight:15.3f}  {one.value:.6g} {word}" for word, one in told]
+    return ["", "bits per weight  judged by your function", *lines]
 
 
 def _ranking_lines(tradeoff: Tradeoff) -> list[str]:

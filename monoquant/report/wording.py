@@ -12,19 +12,26 @@ _NAMED_LAYERS = 5
 def grouped(findings: Iterable[Finding]) -> list[tuple[Finding, str]]:
     """One text per code, severity and origin; further layers are named behind the first one.
 
-    Findings about the whole model stay apart.
-
     Args:
         findings: Findings, the worst first.
 
     Returns:
         The first finding of each group with the group's text.
     """
+    return [(group[0], _text(group)) for group in alike(findings)]
+
+
+def alike(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """Findings of one code, severity and origin together; those about the whole model stay apart.
+
+    Args:
+        findings: Findings, the worst first.
+    """
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for finding in findings:
         subject = finding.message if finding.layer is None else None
         groups.setdefault((finding.code, finding.severity, finding.origin.name, subject), []).append(finding)
-    return [(group[0], _text(group)) for group in groups.values()]
+    return list(groups.values())
 
 
 def texts(findings: Iterable[Finding]) -> list[str]:

@@ -49,7 +49,7 @@ def test_formats_are_registered_by_a_marked_hook() -> None:
     entries = PluginManager(discover=False).exporters()
     assert {entry.origin for entry in entries} == {BUILT_IN}
     assert [type(entry.value) for entry in entries] == [NativeExporter, CompressedTensorsExporter, HuggingFaceExporter]
-    assert [entry.value.name for entry in PluginManager(discover=False).reporters()] == ["text", "json"]
+    assert [entry.value.name for entry in PluginManager(discover=False).reporters()] == ["text", "json", "html"]
 
 
 def test_manager_and_bare_registry_agree_on_built_ins() -> None:
