@@ -90,3 +90,12 @@ def _fitting(widths: dict[str, int], available: int) -> dict[str, int]:
             left = available - others
             kept = {**kept, name: left} if left >= _LEAST else {other: kept[other] for other in kept if other != name}
     return kept
+
+
+def verdict(failures: int) -> str:
+    """Whether a gate was passed, as the last line says it.
+
+    Args:
+        failures: Findings that fail.
+    """
+    return f"failed: {failures} finding{'' if failures == 1 else 's'}" if failures else "passed"

@@ -160,9 +160,10 @@ def _measured_otherwise(past: LayerReport, present: LayerReport, source: str) ->
 
 def _summary(losses: Sequence[_Loss], beyond: int, tolerance_db: float, source: str) -> Finding:
     if not losses:
-        message = f"Not one layer could be compared with {source}."
-        remedy = "Give the report of the same model, quantized in the same way."
-        return _finding("compared-nothing", Severity.WARNING, message, None, remedy)
+        # A gate that judged nothing must not look like one that was passed.
+        message = f"CRITICAL: Not one layer could be compared with {source}."
+        remedy = "Give the report of the same model, measured in the same way."
+        return _finding("compared-nothing", Severity.CRITICAL, message, None, remedy)
     worst = losses[0]
     most = (
         f"the largest loss is {float(worst.db):.3f} dB, in {worst.layer.name!r}"

@@ -73,7 +73,9 @@ def render(report: ReportData) -> str:
         report: The report.
     """
     rows = [HEADINGS, *(cells(record) for record in worst_first(report.layers))]
-    return "\n".join([*summary_lines(report), "", *aligned(rows), *finding_lines(report.findings), *closing_lines(report)])
+    return "\n".join(
+        [*summary_lines(report), "", *aligned(rows), *finding_lines(report.findings), *closing_lines(report)]
+    )
 
 
 def cells(record: LayerReport) -> tuple[str, ...]:

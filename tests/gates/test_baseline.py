@@ -122,7 +122,7 @@ def test_unlike_things_are_not_compared(
     then, now = attrs.evolve(LAYER, **{"weight_sqnr_db": 90.0} | past), attrs.evolve(LAYER, **present)
     assert found(then, now) == (f"baseline-{code}", severity)
     (summary,) = [item for item in judged(report_of(then), report_of(now)) if item.code == "baseline-compared-nothing"]
-    assert summary.severity is mq.Severity.WARNING
+    assert summary.severity is mq.Severity.CRITICAL
 
 
 @pytest.mark.parametrize("scheme", [INT8, mq.Scheme(group_size=64)])

@@ -10,6 +10,7 @@ from monoquant.api import Gate
 from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
 from monoquant.cli.opening import float_state, opened
 from monoquant.cli.session import Session, command
+from monoquant.cli.tables import verdict
 from monoquant.gates.baseline import Baseline
 from monoquant.opening import OpenedKind
 from monoquant.report import QuantReport, compare_reports, compare_weights
@@ -66,7 +67,6 @@ def _compare_reports(
     )
     findings = gate.judge(after)
     failures = gate.failures(findings)
-    verdict = f"failed: {len(failures)} findings" if failures else "passed"
-    session.streams.show("\n".join(["", *(told(*group) for group in grouped(findings)), verdict]))
+    session.streams.show("\n".join(["", *(told(*group) for group in grouped(findings)), verdict(len(failures))]))
     session.streams.put(passed=not failures, findings=to_plain(tuple(findings)))
     return EXIT_GATE if failures else EXIT_FINE

@@ -14,6 +14,7 @@ from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
 from monoquant.cli.opening import float_state, opened
 from monoquant.cli.recipe_options import recipe_options
 from monoquant.cli.session import Session, command
+from monoquant.cli.tables import verdict
 from monoquant.opening import OpenedKind
 from monoquant.recipes import Recipe, gate_of
 from monoquant.report import QuantReport, WeightDifference, compare_weights
@@ -95,6 +96,5 @@ def _tell(session: Session, report: QuantReport, findings: list[Finding], failur
     head = f"{report.scheme}: {len(report.by_action(Action.QUANTIZE))} layers quantized"
     if kind is not None:
         head += f", {kind} SQNR {format_db(sqnr)} dB"
-    verdict = f"failed: {failures} findings" if failures else "passed"
-    session.streams.show("\n".join([head, *(told(*one) for one in grouped(ordered)), verdict]))
+    session.streams.show("\n".join([head, *(told(*one) for one in grouped(ordered)), verdict(failures)]))
     session.streams.put(passed=not failures, findings=to_plain(tuple(ordered)))
