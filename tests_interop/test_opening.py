@@ -15,6 +15,8 @@ from torch import nn
 
 import monoquant as mq
 from monoquant.opening import OpenedKind, open_data, open_model
+from monoquant.source import inventory
+from tests_interop.models import build
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
 CODE = """
@@ -191,3 +193,17 @@ def test_tokenizers_that_are_none(tmp_path: Path, tokenizer: Path) -> None:
     (tokenizer / "tokenizer_config.json").write_text(json.dumps({**config, **auto}))
     with pytest.raises(mq.InputError, match="finds no tokenizer"):
         open_data(tmp_path / "a.txt", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_skeleton_is_the_model_without_its_values(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    """The same layers, shapes, dtypes and ties, so that a plan says the same of it, without reading a weight."""
+    options = {"tie_word_embeddings": True} if kind == "llama" else {}
+    build(kind, tmp_path / "float", **options).to(dtype).save_pretrained(tmp_path / "model")
+    found = open_model(tmp_path / "model")
+    skeleton, model = found.skeleton(), found.module()
+    assert all(parameter.is_meta for parameter in skeleton.parameters())
+    assert inventory(skeleton) == inventory(model)
+    passes = [mq.SkipSelectionPass.from_options(), mq.Int4PackPass(group_size=32)]
+    assert mq.Quantizer(passes).forecast(skeleton) == mq.Quantizer(passes).forecast(model)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from monoquant.cli.session import Session
-from monoquant.modules.tensor_holder import hold
 from monoquant.opening import OpenedKind, OpenedModel, open_model
-from monoquant.streaming.source import TensorSource
 
 
 def opened(session: Session, given: str) -> OpenedModel:
@@ -23,20 +21,6 @@ def opened(session: Session, given: str) -> OpenedModel:
         model = open_model(given, trust_code=session.trust_code)
     session.streams.detail(f"{given}: {model.described}")
     return model
-
-
-def skeleton(model: OpenedModel) -> nn.Module:
-    """A float model for looking at: its weights may be on the meta device, where only their shapes are known.
-
-    Args:
-        model: The opened model.
-    """
-    if model.can_run:
-        return model.module()
-    if model.streamable is None:
-        return hold(model.state())
-    with TensorSource(model.streamable) as source:
-        return hold(source.state())
 
 
 def float_state(model: OpenedModel) -> Mapping[str, Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from monoquant.disk.shards import members_of
@@ -51,6 +52,7 @@ def open_huggingface(given: str, folder: Path, *, trust_code: bool) -> OpenedMod
         described=f"HuggingFace folder, {config.named}, {contents_told(folder, shards)}",
         streamable=None if are_pickled(shards) or config.quantized_by else folder,
         module=lambda: _built(folder, config, trust_code),
+        skeleton=lambda: _sketched(folder, config, trust_code),
         state=lambda: state_of(folder),
     )
 
@@ -102,16 +104,39 @@ def _built(folder: Path, config: _Config, trust_code: bool) -> nn.Module:
                 output_loading_info=True,
             )
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise InputError(
-            f"{folder}: transformers cannot build {config.named} ({type(error).__name__}: {text}); try it without "
-            "monoquant, or give package.module:factory"
-        ) from error
+        raise _unbuildable(folder, config, error) from error
     missing = sorted(loading.get("missing_keys", ()))
     if missing:
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise InputError(f"{folder}: has no weights for {listed} of {config.named}, so that they would be random")
     return model  # type: ignore[no-any-return]
+
+
+def _sketched(folder: Path, config: _Config, trust_code: bool) -> nn.Module:
+    """The model without values; with them where its code lies in the folder, and might not do without."""
+    _require_plain_folder(folder, config)
+    transformers = _transformers(folder)
+    kind: Any = _class_of(folder, config, transformers, trust_code)
+    if not _is_own(kind, transformers):
+        return _built(folder, config, trust_code)
+    try:
+        settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model: nn.Module = kind(settings)
+    except Exception as error:
+        raise _unbuildable(folder, config, error) from error
+    dtype = getattr(settings, "dtype", None)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype or parameter.dtype)
+    return model.eval()
+
+
+def _unbuildable(folder: Path, config: _Config, error: Exception) -> InputError:
+    text = " ".join(str(error).split())
+    return InputError(
+        f"{folder}: transformers cannot build {config.named} ({type(error).__name__}: {text}); try it without "
+        "monoquant, or give package.module:factory"
+    )
 
 
 def _require_plain_folder(folder: Path, config: _Config) -> None:
@@ -128,7 +153,7 @@ def _class_of(folder: Path, config: _Config, transformers: Any, trust_code: bool
         raise InputError(f"{folder / CONFIG}: names no architectures; add the class, or give package.module:factory")
     name = config.architectures[0]
     kind = getattr(transformers, name, None)
-    if inspect.isclass(kind) and issubclass(kind, transformers.PreTrainedModel):
+    if _is_own(kind, transformers):
         return kind  # transformers' own, also where the folder brings code of that name
     own = [auto for auto, place in config.auto_map.items() if isinstance(place, str) and place.endswith(f".{name}")]
     if not own:
@@ -142,6 +167,10 @@ def _class_of(folder: Path, config: _Config, transformers: Any, trust_code: bool
             "(trust_code=True) runs it, and it may do anything; say so if you trust it"
         )
     return getattr(transformers, own[0], None) or _no_such_class(folder, own[0])
+
+
+def _is_own(kind: Any, transformers: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, transformers.PreTrainedModel)
 
 
 def _no_such_class(folder: Path, name: str) -> Any:

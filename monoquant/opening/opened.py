@@ -11,6 +11,7 @@ import attrs
 from torch import Tensor, nn
 
 from monoquant.errors import InputError
+from monoquant.modules.tensor_holder import hold
 from monoquant.report import QuantReport
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class OpenedModel:
     described: str
     streamable: Path | None = None
     _module: Callable[[], nn.Module] | None = attrs.field(default=None, alias="module", repr=False)
+    _skeleton: Callable[[], nn.Module] | None = attrs.field(default=None, alias="skeleton", repr=False)
     _state: Callable[[], Mapping[str, Tensor]] | None = attrs.field(default=None, alias="state", repr=False)
     _report: Callable[[], QuantReport] | None = attrs.field(default=None, alias="report", repr=False)
     _dequantized: Callable[[], Mapping[str, Tensor]] | None = attrs.field(
@@ -77,6 +79,17 @@ class OpenedModel:
             FileError: When a file is damaged.
         """
         return self._asked(self._module, "module")()
+
+    def skeleton(self) -> nn.Module:
+        """The float model for looking at, as a plan does: where it can, it comes without values, on the meta device.
+
+        Raises:
+            InputError: When it has none, or it cannot be built.
+            FileError: When a file is damaged.
+        """
+        if self._skeleton is not None:
+            return self._skeleton()
+        return self.module() if self.can_run else hold(self.state())
 
     def state(self) -> Mapping[str, Tensor]:
         """Float weights on the CPU by the names that they have in the file, or in the factory's model.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from monoquant.disk.kinds import kind_of
 from monoquant.disk.open_file import OpenFile
 from monoquant.disk.shards import Shards, shards_of
 from monoquant.formats.weights_file import TORCH_KINDS, family_in, read_weights
-from monoquant.modules.tensor_holder import require_state
+from monoquant.modules.tensor_holder import hold, require_state
 from monoquant.opening.opened import OpenedKind, OpenedModel
 from monoquant.report.table import format_bytes
 from monoquant.streaming.source import TensorSource
@@ -36,8 +36,14 @@ def open_weights(given: str, path: Path) -> OpenedModel:
         path=path,
         described=f"{what} of weights, {contents_told(path, shards)}",
         streamable=None if torn else path,
+        skeleton=None if torn else lambda: _sketched(path),
         state=lambda: state_of(path),
     )
+
+
+def _sketched(path: Path) -> nn.Module:
+    with TensorSource(path) as source:
+        return hold(source.state())
 
 
 def weight_files(path: Path) -> Shards:

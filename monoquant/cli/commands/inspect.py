@@ -13,7 +13,7 @@ from torch import nn
 
 from monoquant.api import save_report
 from monoquant.cli.exits import EXIT_FINE
-from monoquant.cli.opening import opened, skeleton
+from monoquant.cli.opening import opened
 from monoquant.cli.reports import report_option
 from monoquant.cli.session import Session, command
 from monoquant.cli.streams import printable
@@ -72,7 +72,7 @@ def inspect(session: Session, model: str, reports: tuple[Path, ...]) -> int:
     if reports:
         raise click.UsageError(f"--report: {found.described} has no report; plan or quantize make one")
     with session.stage(f"reading {model}"):
-        module = skeleton(found)
+        module = found.skeleton()
     lines = _lines(module)
     total = stored_bytes(model_tensors(module))
     streams.show(_view(session, found.described, lines, total))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from monoquant.cli.exits import EXIT_FINE
-from monoquant.cli.opening import opened, skeleton
+from monoquant.cli.opening import opened
 from monoquant.cli.planning import completed
 from monoquant.cli.recipe_options import recipe_options
 from monoquant.cli.reports import report_option, require_forms, write_reports
@@ -30,7 +30,7 @@ def plan(session: Session, model: str, reports: tuple[Path, ...], recipe: Recipe
     plugins = session.plugins(recipe.plugins, recipe.folder)
     require_forms(reports, plugins)
     with session.stage(f"reading {model}"):
-        module = skeleton(found)
+        module = found.skeleton()
     with session.stage("planning"):
         planned = plan_recipe(recipe, module, plugins=plugins)
     streams = session.streams
