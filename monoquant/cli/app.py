@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 import click
+from click.shell_completion import shell_complete
 
 from monoquant.cli.commands.compare import compare
 from monoquant.cli.commands.demo import demo
@@ -23,6 +24,7 @@ from monoquant.cli.streams import Streams
 from monoquant.errors import MonoquantError
 
 DEBUG = "MONOQUANT_DEBUG"
+_COMPLETE = "_MONOQUANT_COMPLETE"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,6 +50,9 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    completion = os.environ.get(_COMPLETE)
+    if completion:
+        return shell_complete(commands, {}, "monoquant", _COMPLETE, completion)
     streams = Streams("monoquant")
     try:
         with commands.make_context("monoquant", list(arguments)) as context, warnings.catch_warnings():

@@ -188,3 +188,19 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     demo.stderr.close()
     assert demo.wait() == 0
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(
+    shell: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the page on the command line says: a script for the shell, which asks again with what was typed."""
+    monkeypatch.setenv("_MONOQUANT_COMPLETE", f"{shell}_source")
+    assert cli.main([]) == 0
+    assert "_MONOQUANT_COMPLETE" in capsys.readouterr().out
+    monkeypatch.setenv("_MONOQUANT_COMPLETE", f"{shell}_complete")
+    for words, wanted in (("monoquant qu", "quantize"), ("monoquant quantize --group", "--group-size")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", words.split()[-1] if shell == "fish" else str(len(words.split()) - 1))
+        assert cli.main([]) == 0
+        assert wanted in capsys.readouterr().out

@@ -78,6 +78,8 @@ def _caption(points: Sequence[Point], missing: int) -> str:
     values = [value for point in points for _, value in point.values]
     order = "worst first" if len(points) <= ROWS else "in model order"
     told = [f"SQNR in dB of {counted(len(points), 'layer')}, {order}; higher is better."]
+    if any(kind == "w" for point in points for kind, _ in point.values):
+        told.append("The bands are for outputs; weights are held against what their scheme can reach, expected below.")
     if strange := sum(value != value or value == -float("inf") for value in values):
         told.append(f"{counted(strange, 'value')} of nan or -inf: broken, drawn at the low end.")
     if exact := sum(value == float("inf") for value in values):
