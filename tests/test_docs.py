@@ -14,7 +14,7 @@ import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
-TESTED_APART = {"testing.md", "tutorial.md", "interop.md"}
+TESTED_APART = {"cli.md", "testing.md", "tutorial.md", "interop.md"}
 """Their blocks are files, which other tests write and run, or need transformers, as in tests_interop."""
 PAGES = sorted({path.name for path in DOCS.glob("*.md")} - TESTED_APART)
 
