@@ -223,6 +223,7 @@ class MomentCollector:
         for common in dict.fromkeys(self._inputs.values()):
             if common.pending is not None and _same_memory(common.pending.inputs, tensor):
                 self._settle(common)
+        for common in dict.fromkeys(self._inputs.values()):  # blocks that have parted just now among them
             common.waiting = [
                 attrs.evolve(rows, inputs=rows.inputs.clone()) if _same_memory(rows.inputs, tensor) else rows
                 for rows in common.waiting

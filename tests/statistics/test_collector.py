@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -66,6 +66,12 @@ actions = st.lists(
 
 
 @settings(max_examples=400)
+@example(
+    script=[("multiply", 0, 1, True), ("multiply", 1, 1, False), ("multiply", 0, 1, True), ("write", 1)],
+    diagonal="",
+    padded=False,
+    weighed=True,
+)
 @given(script=actions, diagonal=st.sampled_from(("", "d", "cd")), padded=st.booleans(), weighed=st.booleans())
 def test_every_weight_gets_the_moments_of_its_own_inputs(
     script: list[tuple[Any, ...]], diagonal: str, padded: bool, weighed: bool
