@@ -59,7 +59,12 @@ def run(example: Example, folder: Path) -> str:
         folder: Where it is run.
     """
     scripts = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
+    environment = {
+        **os.environ,
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "NO_COLOR": "1",
+        "PYTHONWARNINGS": "ignore:Failed to initialize NumPy",  # torch says so where NumPy is not installed
+    }
     done = subprocess.run(
         ["bash", "-c", example.command],  # noqa: S607 - the document's reader has a shell as well
         cwd=folder,

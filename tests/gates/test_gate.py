@@ -9,11 +9,11 @@ from typing import Any
 
 import attrs
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 
 import monoquant as mq
+from monoquant.container import write_container
 
 QUIET = {"plugins": False}
 
@@ -22,7 +22,7 @@ QUIET = {"plugins": False}
 def weights(tmp_path: Path, small: nn.Module) -> Path:
     """A file of float weights."""
     path = tmp_path / "float.safetensors"
-    safetensors.torch.save_file({name: value.contiguous() for name, value in small.state_dict().items()}, path)
+    write_container(path, small.state_dict(), {})
     return path
 
 

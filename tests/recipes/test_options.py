@@ -8,11 +8,11 @@ from typing import Any
 
 import attrs
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 
 import monoquant as mq
+from monoquant.container import write_container
 from monoquant.recipes import Recipe, gate_of, plugins_of, quantize_file_options, quantize_options
 from monoquant.recipes.entry_rules import EntryRule, SelectRule
 
@@ -56,7 +56,7 @@ KEYS_OF_FILES = [
 def folder(tmp_path: Path) -> Path:
     """A folder with data in it."""
     inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
-    safetensors.torch.save_file({"x": inputs}, tmp_path / "x.safetensors")
+    write_container(tmp_path / "x.safetensors", {"x": inputs}, {})
     return tmp_path
 
 
@@ -240,7 +240,7 @@ run = false
 def test_a_file_follows_a_recipe_as_a_model_does(small: nn.Module, tmp_path: Path) -> None:
     """Same bits, same report, and the gate before the file takes its place."""
     state = {name: value.contiguous() for name, value in small.state_dict().items()}
-    safetensors.torch.save_file(state, tmp_path / "float.safetensors")
+    write_container(tmp_path / "float.safetensors", state, {})
     recipe = Recipe.from_toml('[scheme]\ngroup_size = 32\n[[skip]]\nnames = ["up"]\nto = "int8"\n')
     more = {"plugins": False, "accuracy_warning": "ignore"}
     streamed = mq.quantize_file(
