@@ -77,5 +77,13 @@ def test_the_map_names_every_part_of_the_package() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("## What lives where")[1].split("## ")[0]
     parts = {path.name + ("/" if path.is_dir() else "") for path in (ROOT / "monoquant").iterdir()}
     hidden = {"__init__.py", "__main__.py", "__pycache__/", "py.typed"}
-    minor = {"class_patterns.py", "demo.py", "measurement.py", "name_patterns.py", "summary.py", "verdict.py"}
+    minor = {
+        "class_patterns.py",
+        "demo.py",
+        "measurement.py",
+        "name_patterns.py",
+        "rule_answers.py",
+        "summary.py",
+        "verdict.py",
+    }
     assert {part for part in parts - hidden - minor if f"`{part}`" not in text} == set()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import monoquant as mq
-from monoquant.rules import ask, ask_target, ask_unmatched
+from monoquant.rule_answers import ask, ask_target, ask_unmatched
 from monoquant.testing.strategies import layers, skip_rules
 
 ORIGIN = mq.Origin("example", "2.0")

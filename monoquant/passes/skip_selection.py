@@ -12,6 +12,7 @@ from monoquant.context import QuantContext
 from monoquant.errors import ConfigError, InputError
 from monoquant.passes.base import Pass
 from monoquant.registry import Registered
+from monoquant.rule_answers import ask, ask_target, ask_unmatched
 from monoquant.rules import (
     INT4_SKIP_NAMES,
     INT4_SKIP_THRESHOLD,
@@ -20,9 +21,6 @@ from monoquant.rules import (
     SkipRule,
     ThresholdRule,
     TypeRule,
-    ask,
-    ask_target,
-    ask_unmatched,
     most_careful,
 )
 from monoquant.values import BUILT_IN, CALLER, Action, Decision, Finding, Layer, Origin, Severity, Target
