@@ -134,8 +134,8 @@ def test_unknown_ends_and_names_are_refused_with_the_known_ones(result: mq.Quant
     with pytest.raises(mq.FileError, match=expected):
         mq.save(result, tmp_path / "a.bin", plugins=manager([Own()]))
     expected = (
-        r"format='onnx': give one of 'monoquant', 'compressed-tensors', 'huggingface', 'own', or an instance of an "
-        r"Exporter; plugins asked for more: Plugin 2\.0; blocked: none\. If a plugin brings it, install it"
+        r"format='onnx': give one of 'monoquant', 'compressed-tensors', 'gptq', 'huggingface', 'own', or an instance "
+        r"of an Exporter; plugins asked for more: Plugin 2\.0; blocked: none\. If a plugin brings it, install it"
     )
     with pytest.raises(mq.ConfigError, match=expected):
         mq.save(result, tmp_path / "a", "onnx", plugins=manager([Own()]))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from monoquant.errors import FileError
-from monoquant.formats.compressed_tensors_limits import group_size_of
 from monoquant.formats.folder import CONFIG
+from monoquant.formats.folder_check import check_tensors, refuse
+from monoquant.formats.packed_linears import group_size_of
+from monoquant.formats.words import unpacked
 from monoquant.modules.packed_matrix import PackedMatrix
-from monoquant.modules.packed_weight import same_bits
 from monoquant.numerics.grouping import row_chunks
 
 _PARTS = ("weight_packed", "weight_scale", "weight_shape")
@@ -37,18 +35,8 @@ def check_folder(
         FileError: When codes, scales, shapes, float tensors or config.json are not those of the model.
     """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("quantization_config", {})
-    problems = [*_of_config(config), *_of_layers(config, model, packed)]
-    with ExitStack() as opened:
-        files = [opened.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
-        places = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - a safe_open is no mapping
-        expected = {*floats, *(f"{name}.{part}" for name in packed for part in _PARTS)}
-        problems += [f"tensor {name} is missing" for name in sorted(expected - places.keys())]
-        problems += [f"tensor {name} is none of the model" for name in sorted(places.keys() - expected)]
-        if not problems:
-            problems += _of_tensors(places, packed, floats)
-    if problems:
-        listed = "\n".join(f"- {problem}" for problem in problems)
-        raise FileError(f"what was written is not what it should be, and is removed again; please report:\n{listed}")
+    tensors = check_tensors(folder, floats, packed, _PARTS, _of_layer)
+    refuse([*_of_config(config), *_of_layers(config, model, packed), *tensors])
 
 
 def _of_config(config: Mapping[str, Any]) -> Iterator[str]:
@@ -84,21 +72,14 @@ def _facts_of(matrix: PackedMatrix) -> tuple[Any, ...]:
     return (matrix.scheme.bits, "int", True, "channel" if size is None else "group", size, None, None)
 
 
-def _of_tensors(
-    places: Mapping[str, Any], packed: Mapping[str, PackedMatrix], floats: Mapping[str, Tensor]
-) -> Iterator[str]:
-    for name, tensor in floats.items():
-        found, own = places[name].get_tensor(name), tensor.detach().cpu()
-        if found.dtype != own.dtype or found.shape != own.shape or not same_bits(found, own):
-            yield f"tensor {name} has other values than the model's"
-    for name, matrix in packed.items():
-        words, scale, shape = (places[f"{name}.{part}"].get_tensor(f"{name}.{part}") for part in _PARTS)
-        if shape.tolist() != [matrix.rows, matrix.columns]:
-            yield f"{name}.weight_shape is {shape.tolist()} instead of {[matrix.rows, matrix.columns]}"
-        elif not _holds_codes(words, matrix):
-            yield f"{name}.weight_packed holds other codes than the model"
-        if scale.dtype != matrix.dtype or not torch.equal(scale.double(), matrix.scale.cpu().double()):
-            yield f"{name}.weight_scale has other values than the model's"
+def _of_layer(name: str, found: list[Tensor], matrix: PackedMatrix) -> Iterator[str]:
+    words, scale, shape = found
+    if shape.tolist() != [matrix.rows, matrix.columns]:
+        yield f"{name}.weight_shape is {shape.tolist()} instead of {[matrix.rows, matrix.columns]}"
+    elif not _holds_codes(words, matrix):
+        yield f"{name}.weight_packed holds other codes than the model"
+    if scale.dtype != matrix.dtype or not torch.equal(scale.double(), matrix.scale.cpu().double()):
+        yield f"{name}.weight_scale has other values than the model's"
 
 
 def _holds_codes(words: Tensor, matrix: PackedMatrix) -> bool:
@@ -106,12 +87,6 @@ def _holds_codes(words: Tensor, matrix: PackedMatrix) -> bool:
     if words.dtype != torch.int32 or words.shape != (matrix.rows, -(-columns * bits // 32)):
         return False
     return all(
-        torch.equal(_unpacked(words[rows], bits)[:, :columns], matrix.read_rows(rows).codes.cpu().int())
+        torch.equal(unpacked(words[rows], bits)[:, :columns], matrix.read_rows(rows).codes.cpu().int())
         for rows in row_chunks(matrix.rows, columns)
     )
-
-
-def _unpacked(words: Tensor, bits: int) -> Tensor:
-    """Codes in words, read one shift at a time: another way than they were packed."""
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    return words.unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and((1 << bits) - 1).flatten(1)

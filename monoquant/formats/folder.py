@@ -103,6 +103,23 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return torch.get_default_dtype()
 
 
+def write_folder(
+    folder: Path, model: nn.Module, quantization: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write a folder of safetensors for readers who find in config.json how the weights are packed.
+
+    Args:
+        folder: Where; there must not be anything.
+        model: As :func:`require_pretrained` takes it.
+        quantization: The ``quantization_config``.
+        tensors: By name.
+    """
+    folder.mkdir()
+    write_configuration(folder, model, {"quantization_config": quantization})
+    copy_side_files(folder, model)
+    write_weights(folder, tensors)
+
+
 def write_configuration(folder: Path, model: nn.Module, added: Mapping[str, Any]) -> None:
     """Write what transformers builds the model from.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 import monoquant as mq
@@ -56,3 +59,30 @@ def quantized(model: nn.Module | None = None, bits: int = 4, **options: Any) -> 
     own: dict[str, Any] = {"group_size": 32} if bits == 4 else {"skip_layer_types": [nn.Embedding]}
     options = {"symmetric": True, "plugins": False, "accuracy_warning": "ignore", **own, **options}
     return mq.quantize(small() if model is None else model, bits, **options)
+
+
+def saved(result: mq.QuantResult, path: Path, format: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What is in config.json and in the file of weights of a folder."""
+    mq.save(result, path, format, plugins=False)
+    with safe_open(path / "model.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return json.loads((path / "config.json").read_text()), tensors
+
+
+def changed(change: Callable[[dict[str, Tensor]], object]) -> Callable[..., Any]:
+    """What makes a writer of folders change tensors on the way."""
+
+    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+        def writing(path: Path, model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+            own = {name: tensor.clone() for name, tensor in tensors.items()}
+            change(own)
+            original(path, model, config, own)
+
+        return writing
+
+    return wrapped
+
+
+def other_config(**entries: Any) -> Callable[..., Any]:
+    """What makes a function that gives a configuration give some entries otherwise."""
+    return lambda original: lambda *given: {**original(*given), **entries}

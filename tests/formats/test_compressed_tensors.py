@@ -19,18 +19,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import monoquant as mq
-from monoquant.formats import compressed_tensors, folder
+from monoquant.formats import compressed_tensors, folder, words
 from monoquant.modules.packed_matrix import PackedMatrix
-from tests.formats.pretrained import Config, Small, quantized, small
+from tests.formats.pretrained import Config, Small, changed, other_config, quantized, saved, small
 
 FORMAT = "compressed-tensors"
-
-
-def saved(result: mq.QuantResult, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    mq.save(result, path, FORMAT, plugins=False)
-    with safe_open(path / "model.safetensors", framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return json.loads((path / "config.json").read_text()), tensors
 
 
 @given(rows=st.integers(1, 5), columns=st.integers(1, 70), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
@@ -38,9 +31,9 @@ def test_words_hold_unsigned_codes_first_one_lowest(rows: int, columns: int, bit
     """Bit i * bits + j of a row is bit j of code i, as the format has it; the rest is zero."""
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     matrix, _ = PackedMatrix.pack(weight, mq.Scheme(bits, None, True))
-    words = compressed_tensors.packed_words(matrix)
-    assert (words.dtype, tuple(words.shape)) == (torch.int32, (rows, -(-columns * bits // 32)))
-    for row, codes in zip(words.tolist(), matrix.read_rows(slice(None)).codes.tolist(), strict=True):
+    packed = words.packed_words(matrix)
+    assert (packed.dtype, tuple(packed.shape)) == (torch.int32, (rows, -(-columns * bits // 32)))
+    for row, codes in zip(packed.tolist(), matrix.read_rows(slice(None)).codes.tolist(), strict=True):
         whole = sum((word & 0xFFFFFFFF) << 32 * position for position, word in enumerate(row))
         assert whole == sum(code << bits * position for position, code in enumerate(codes))
 
@@ -48,7 +41,7 @@ def test_words_hold_unsigned_codes_first_one_lowest(rows: int, columns: int, bit
 def test_a_uniform_model_says_linear_and_lists_every_float_one(tmp_path: Path) -> None:
     """All names of what stays float, and all other tensors as they are."""
     result = quantized(modules_to_not_convert=["lm_head", "block.0"])
-    config, tensors = saved(result, tmp_path / "m")
+    config, tensors = saved(result, tmp_path / "m", FORMAT)
     assert (config["architectures"], config["dtype"], config["model_type"]) == (["Small"], "float32", "small")
     assert "_name_or_path" not in config
     weights = {
@@ -80,7 +73,7 @@ def test_a_uniform_model_says_linear_and_lists_every_float_one(tmp_path: Path) -
 def test_a_mixed_model_has_a_group_a_scheme_with_exact_names_more_bits_first(tmp_path: Path) -> None:
     """transformers' dequantize=True takes the first group for all; in this order it fails rather than errs."""
     rule = mq.NameRule("block.2", skip_to="int8")
-    config, tensors = saved(quantized(rules=[rule]), tmp_path / "m")
+    config, tensors = saved(quantized(rules=[rule]), tmp_path / "m", FORMAT)
     groups = config["quantization_config"]["config_groups"]
     assert [group["targets"] for group in groups.values()] == [["block.2"], ["block.0"]]
     assert [group["weights"]["num_bits"] for group in groups.values()] == [8, 4]
@@ -95,7 +88,7 @@ def test_a_row_that_is_one_whole_group_is_a_group(tmp_path: Path, group_size: in
     model = small()
     if group_size == 64:
         model.block = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64))
-    config, _ = saved(quantized(model, group_size=group_size), tmp_path / "m")
+    config, _ = saved(quantized(model, group_size=group_size), tmp_path / "m", FORMAT)
     groups = config["quantization_config"]["config_groups"].values()
     assert {group["weights"]["strategy"] for group in groups} == found
     assert len(groups) == len(found)
@@ -105,7 +98,7 @@ def test_16_bit_layers_are_float_weights(tmp_path: Path) -> None:
     """In the bytes that they take, embeddings included."""
     rules = [mq.NameRule("block.2", "embed", skip_to="float16")]
     result = quantized(rules=rules, skip_layer_types=[])
-    config, tensors = saved(result, tmp_path / "m")
+    config, tensors = saved(result, tmp_path / "m", FORMAT)
     assert config["quantization_config"]["ignore"] == ["block.2", "lm_head"]
     for name in ("block.2", "embed"):
         module = result.model.get_submodule(name)
@@ -117,17 +110,17 @@ def test_ties_that_transformers_makes_are_stored_once(tmp_path: Path) -> None:
     """And others under all their names; what is never saved is left out."""
     tied = small(tied=True)
     tied._keys_to_ignore_on_save = {"block.2.bias"}
-    _, tensors = saved(quantized(tied), tmp_path / "a")
+    _, tensors = saved(quantized(tied), tmp_path / "a", FORMAT)
     assert "lm_head.weight" not in tensors
     assert "block.2.bias" not in tensors
     assert "embed.weight" in tensors
     unknown = small(tied=True)
     unknown.all_tied_weights_keys = {}
-    _, tensors = saved(quantized(unknown), tmp_path / "b")
+    _, tensors = saved(quantized(unknown), tmp_path / "b", FORMAT)
     assert torch.equal(tensors["lm_head.weight"], tensors["embed.weight"])
     broken = quantized(small(tied=True))
     broken.model.lm_head.weight = nn.Parameter(broken.model.lm_head.weight + 1)  # type: ignore[union-attr, operator]
-    _, tensors = saved(broken, tmp_path / "c")
+    _, tensors = saved(broken, tmp_path / "c", FORMAT)
     assert torch.equal(tensors["lm_head.weight"], tensors["embed.weight"] + 1)
 
 
@@ -286,22 +279,6 @@ def _narrow(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda matrix: original(matrix)[:, :-1]
 
 
-def _changed(change: Callable[[dict[str, Tensor]], object]) -> Callable[..., Any]:
-    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
-        def writing(path: Path, tensors: dict[str, Tensor]) -> None:
-            own = {name: tensor.clone() for name, tensor in tensors.items()}
-            change(own)
-            original(path, own)
-
-        return writing
-
-    return wrapped
-
-
-def _other_config(**entries: Any) -> Callable[..., Any]:
-    return lambda original: lambda *given: {**original(*given), **entries}
-
-
 def _other_group(**entries: Any) -> Callable[..., Any]:
     return lambda original: lambda bits, size, targets: {**original(bits, size, targets), **entries}
 
@@ -310,13 +287,13 @@ BROKEN: dict[str, tuple[str, Callable[..., Any], str]] = {
     "ignore": ("float_linears", _without_first, "readers would take lm_head for .*; it is a float layer"),
     "nibbles": ("packed_words", _swapped, "block.0.weight_packed holds other codes"),
     "words": ("packed_words", _narrow, "block.0.weight_packed holds other codes"),
-    "scale": ("write_weights", _changed(lambda t: t["block.0.weight_scale"].mul_(2)), "block.0.weight_scale has other"),
-    "shape": ("write_weights", _changed(lambda t: t["block.0.weight_shape"].add_(1)), r"shape is \[97, 65\] inst"),
-    "float": ("write_weights", _changed(lambda t: t["norm.weight"].add_(1)), "norm.weight has other values"),
-    "missing": ("write_weights", _changed(lambda t: t.pop("norm.bias")), "tensor norm.bias is missing"),
-    "more": ("write_weights", _changed(lambda t: t.update(x=torch.ones(1))), "tensor x is none of the model"),
-    "status": ("quantization_config", _other_config(quantization_status="frozen"), "_status is 'frozen' instead"),
-    "format": ("quantization_config", _other_config(format="dense"), "format is 'dense' instead of 'pack-quantized'"),
+    "scale": ("write_folder", changed(lambda t: t["block.0.weight_scale"].mul_(2)), "block.0.weight_scale has other"),
+    "shape": ("write_folder", changed(lambda t: t["block.0.weight_shape"].add_(1)), r"shape is \[97, 65\] inst"),
+    "float": ("write_folder", changed(lambda t: t["norm.weight"].add_(1)), "norm.weight has other values"),
+    "missing": ("write_folder", changed(lambda t: t.pop("norm.bias")), "tensor norm.bias is missing"),
+    "more": ("write_folder", changed(lambda t: t.update(x=torch.ones(1))), "tensor x is none of the model"),
+    "status": ("quantization_config", other_config(quantization_status="frozen"), "_status is 'frozen' instead"),
+    "format": ("quantization_config", other_config(format="dense"), "format is 'dense' instead of 'pack-quantized'"),
     "targets": ("_scheme", _other_group(targets=["block.0"]), "take block.2 for a float layer; it is .4"),
     "inputs": ("_scheme", _other_group(input_activations={"num_bits": 8}), "take block.0 for .*'num_bits': 8"),
     "bits": ("_scheme", _other_group(weights={"num_bits": 8}), "readers would take block.0 for .8, None"),

@@ -1,9 +1,9 @@
-"""What compressed-tensors ``pack-quantized``, as transformers 5.23 reads it, cannot hold."""
+"""The Linear layers that a folder for other tools holds in codes, and what no such folder can hold."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,24 @@ from monoquant.modules.integer_compute import IntegerCompute
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.modules.packed_module import PackedModule, float_class
 from monoquant.modules.packed_weight import PackedWeight
-from monoquant.numerics.affine import dequantize
+from monoquant.numerics.affine import GroupCodes
 from monoquant.numerics.grouping import from_groups, row_chunks, to_groups
 from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.source import names_of_modules
 
+Obstacles = Callable[[PackedMatrix], Iterator[str]]
+"""Why a format cannot hold a Linear's weight, each with what to do."""
 
-def packed_linears(model: nn.Module, dtype: torch.dtype) -> dict[str, PackedMatrix]:
-    """Packed Linear layers that the format can hold.
+_OF_SKIP_TO = " (where skip_to='int8' made it so, by a Quantizer with your own Int8PackPass)"
+
+
+def packed_linears(model: nn.Module, format: str, obstacles: Obstacles) -> dict[str, PackedMatrix]:
+    """Packed Linear layers, all of which a format must be able to hold.
 
     Args:
         model: The quantized model.
-        dtype: What readers compute weights in: the model's.
+        format: Name of the format.
+        obstacles: What it cannot hold beside what no such format can.
 
     Returns:
         Their weights by name.
@@ -38,14 +44,14 @@ def packed_linears(model: nn.Module, dtype: torch.dtype) -> dict[str, PackedMatr
     found: dict[str, PackedMatrix] = {}
     problems: dict[str, list[str]] = {}
     for module, names in modules.items():
-        obstacles = list(_obstacles(module, names, uses, dtype))
+        obstructed = list(_obstacles(module, names, uses, obstacles))
         weight = module._modules.get("packed_weight")
-        if obstacles:
-            problems[names[0]] = obstacles
+        if obstructed:
+            problems[names[0]] = obstructed
         elif isinstance(weight, PackedMatrix):
             found[names[0]] = weight
     if problems:
-        raise FileError(_listed(problems), layers=problems)
+        raise FileError(f"{format} cannot hold these layers:\n{_listed(problems)}", layers=problems)
     if not found:
         raise FileError(
             "no layer of the model is packed in codes: quantize with bits=4 or bits=8; for 16-bit weights, save with "
@@ -68,12 +74,11 @@ def _listed(problems: Mapping[str, list[str]]) -> str:
     for name, found in problems.items():
         for problem in found:
             layers.setdefault(problem, []).append(name)
-    lines = "\n".join(f"- {quoted(names)}: {problem}" for problem, names in layers.items())
-    return f"compressed-tensors cannot hold these layers:\n{lines}"
+    return "\n".join(f"- {quoted(names)}: {problem}" for problem, names in layers.items())
 
 
 def _obstacles(
-    module: PackedModule, names: list[str], uses: Counter[PackedWeight], dtype: torch.dtype
+    module: PackedModule, names: list[str], uses: Counter[PackedWeight], of_format: Obstacles
 ) -> Iterator[str]:
     weights = module.packed_weights()
     if all(isinstance(weight, HalfWeight) for weight in weights.values()):
@@ -86,15 +91,9 @@ def _obstacles(
         return
     if len(names) > 1 or uses[matrix] > 1:
         yield "its weight is shared with another layer, which readers would untie; skip it by modules_to_not_convert"
-    yield from _obstacles_of_scheme(module, matrix)
-    yield from _inexact(matrix, dtype)
-
-
-def _obstacles_of_scheme(module: PackedModule, matrix: PackedMatrix) -> Iterator[str]:
     if isinstance(module, IntegerCompute):
         yield "its inputs are quantized to INT8 in a way that readers do not know; quantize with activations=None"
-    if not matrix.scheme.symmetric:
-        yield "its codes are asymmetric, which transformers fails to load; quantize with symmetric=True"
+    yield from of_format(matrix)
     if matrix.columns % matrix.group_size != 0:
         yield (
             f"its {matrix.columns} input features are no multiple of group_size={matrix.group_size}; quantize with "
@@ -107,40 +106,32 @@ def _divisors(columns: int) -> str:
     return f"group_size={sizes[0]}" if sizes else "bits=8"
 
 
-def _inexact(matrix: PackedMatrix, dtype: torch.dtype) -> Iterator[str]:
+def inexact(matrix: PackedMatrix, dtype: torch.dtype) -> Iterator[str]:
+    """Why readers, who compute weights in the model's dtype, would not get this one.
+
+    Args:
+        matrix: A packed weight.
+        dtype: The model's.
+    """
     if matrix.dtype != dtype:
         yield f"its dtype is {matrix.dtype}, that of the model {dtype}; call result.model.to({dtype}) first"
-    elif matrix.scheme.symmetric and not matrix.scale.is_meta and not _reads_equal(matrix, dtype):
+    elif not _reads_equal(matrix, dtype):
         wanted = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
         yield (
             f"readers multiply codes and scales in {dtype}, which rounds its {matrix.scale.dtype} scales; quantize "
-            f"with scale_dtype={wanted}"
+            f"with scale_dtype={wanted}{_OF_SKIP_TO if matrix.scheme.bits == 8 else ''}"
         )
 
 
 def _reads_equal(matrix: PackedMatrix, dtype: torch.dtype) -> bool:
+    if matrix.scale.is_meta:
+        return torch.promote_types(matrix.scale.dtype, dtype) == dtype
     return all(
-        torch.equal(as_readers_compute(codes.codes, codes.scale.to(dtype), matrix), _own(codes.codes, matrix, rows))
+        torch.equal(_as_readers_compute(matrix.read_rows(rows), dtype, matrix), matrix.dequantized_rows(rows))
         for rows in row_chunks(matrix.rows, matrix.columns)
-        for codes in [matrix.read_rows(rows)]
     )
 
 
-def _own(codes: Tensor, matrix: PackedMatrix, rows: slice) -> Tensor:
-    middle = matrix.scheme.middle_code
-    return dequantize(codes, matrix.scale[rows], middle, matrix.group_size).to(matrix.dtype)
-
-
-def as_readers_compute(codes: Tensor, scale: Tensor, matrix: PackedMatrix) -> Tensor:
-    """Weights as compressed-tensors decompresses them: all in the dtype of the scales.
-
-    Args:
-        codes: Unsigned codes ``[n, columns]``.
-        scale: ``[n, groups]``.
-        matrix: What they are of.
-
-    Returns:
-        ``[n, columns]`` in the dtype of the scales.
-    """
-    values = to_groups((codes.int() - matrix.scheme.middle_code).to(scale.dtype), matrix.group_size)
-    return from_groups(values * scale.unsqueeze(-1), matrix.columns)
+def _as_readers_compute(codes: GroupCodes, dtype: torch.dtype, matrix: PackedMatrix) -> Tensor:
+    values = to_groups(codes.codes.int(), matrix.group_size) - codes.zero_point.int().unsqueeze(-1)
+    return from_groups(values.to(dtype) * codes.scale.to(dtype).unsqueeze(-1), matrix.columns)
