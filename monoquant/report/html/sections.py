@@ -131,16 +131,16 @@ def worst_section(layers: Sequence[LayerReport]) -> Html:
     rows = [
         [
             tag("a", tag("code", record.name), href=f"#l{places[id(record)]}"),
+            decibels(record.output_sqnr_db),
+            decibels(record.weight_sqnr_db, marked=record.output_sqnr_db is None),
+            join([scheme_of(record), f"by {record.algorithm}" if record.algorithm else None], " "),
             record.kind,
             shape(record.shape),
-            join([scheme_of(record), f"by {record.algorithm}" if record.algorithm else None], " "),
-            decibels(record.weight_sqnr_db, marked=record.output_sqnr_db is None),
-            decibels(record.output_sqnr_db),
         ]
         for record in measured[:WORST]
     ]
-    headings = ["layer", "kind", "shape", "scheme", "weight dB", "output dB"]
-    return plain_table(headings, rows, frozenset({2, 4, 5}))
+    headings = ["layer", "output dB", "weight dB", "scheme", "kind", "shape"]
+    return plain_table(headings, rows, frozenset({1, 2, 5}))
 
 
 def kept_section(layers: Sequence[LayerReport]) -> Html:
