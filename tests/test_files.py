@@ -130,12 +130,15 @@ def test_two_plugins_for_one_end_are_told_apart_by_name(result: mq.QuantResult, 
 
 def test_unknown_ends_and_names_are_refused_with_the_known_ones(result: mq.QuantResult, tmp_path: Path) -> None:
     """Formats of plugins included, and who was asked."""
-    expected = r"a\.bin: give a name that ends in \.safetensors \(monoquant\), \.own \(own\), or a format="
+    expected = (
+        r"a\.bin: give a name that ends in \.safetensors \(monoquant\), \.gguf \(gguf\), \.own \(own\), "
+        r"or a format="
+    )
     with pytest.raises(mq.FileError, match=expected):
         mq.save(result, tmp_path / "a.bin", plugins=manager([Own()]))
     expected = (
-        r"format='onnx': give one of 'monoquant', 'compressed-tensors', 'gptq', 'huggingface', 'own', or an instance "
-        r"of an Exporter; plugins asked for more: Plugin 2\.0; blocked: none\. If a plugin brings it, install it"
+        r"format='onnx': give one of 'monoquant', 'compressed-tensors', 'gptq', 'huggingface', 'gguf', 'own', or an "
+        r"instance of an Exporter; plugins asked for more: Plugin 2\.0; blocked: none\. If a plugin brings it, install "
     )
     with pytest.raises(mq.ConfigError, match=expected):
         mq.save(result, tmp_path / "a", "onnx", plugins=manager([Own()]))

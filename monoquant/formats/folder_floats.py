@@ -49,13 +49,18 @@ def held_floats(model: nn.Module, packed: Iterable[str]) -> dict[str, Tensor]:
     Raises:
         FileError: When transformers would cast or rename some of them; all are named, with the way out.
     """
-    floats = _float_tensors(model)
+    floats = float_tensors(model)
     _refuse_lossy(model, floats)
     _refuse_renamed(model, [*floats, *(f"{name}.weight" for name in packed)])
     return floats
 
 
-def _float_tensors(model: nn.Module) -> dict[str, Tensor]:
+def float_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All tensors of the model but codes: what is packed in 16 bits is a plain weight of them.
+
+    Args:
+        model: The quantized model.
+    """
     names = names_of_modules(model)
     storages = {name for module, found in names.items() if isinstance(module, ExactBuffers) for name in found}
     state = persistent_tensors(model)

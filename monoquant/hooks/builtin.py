@@ -11,6 +11,7 @@ from monoquant.algorithms.choice import ALGORITHMS
 from monoquant.checks import BUILT_IN_CHECKS, WarningCheck
 from monoquant.formats.base import Exporter
 from monoquant.formats.compressed_tensors import CompressedTensorsExporter
+from monoquant.formats.gguf import GgufExporter
 from monoquant.formats.gptq import GptqExporter
 from monoquant.formats.huggingface import HuggingFaceExporter
 from monoquant.formats.native import NativeExporter
@@ -56,8 +57,14 @@ def monoquant_register_kernels() -> Iterable[Kernel]:
 
 @hookimpl
 def monoquant_register_exporters() -> Iterable[Exporter]:
-    """Register monoquant's own file, and the folders that other tools read."""
-    return [NativeExporter(), CompressedTensorsExporter(), GptqExporter(), HuggingFaceExporter()]
+    """Register monoquant's own file, and what other tools read."""
+    return [
+        NativeExporter(),
+        CompressedTensorsExporter(),
+        GptqExporter(),
+        HuggingFaceExporter(),
+        GgufExporter(),
+    ]
 
 
 @hookimpl

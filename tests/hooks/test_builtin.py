@@ -9,6 +9,7 @@ from monoquant.adapters.choice import BUILT_IN_ADAPTERS
 from monoquant.algorithms.choice import ALGORITHMS
 from monoquant.checks import BUILT_IN_CHECKS
 from monoquant.formats.compressed_tensors import CompressedTensorsExporter
+from monoquant.formats.gguf import GgufExporter
 from monoquant.formats.gptq import GptqExporter
 from monoquant.formats.huggingface import HuggingFaceExporter
 from monoquant.formats.native import NativeExporter
@@ -49,7 +50,7 @@ def test_formats_are_registered_by_a_marked_hook() -> None:
     """So that nothing but hooks brings formats."""
     entries = PluginManager(discover=False).exporters()
     assert {entry.origin for entry in entries} == {BUILT_IN}
-    expected = [NativeExporter, CompressedTensorsExporter, GptqExporter, HuggingFaceExporter]
+    expected = [NativeExporter, CompressedTensorsExporter, GptqExporter, HuggingFaceExporter, GgufExporter]
     assert [type(entry.value) for entry in entries] == expected
     assert [entry.value.name for entry in PluginManager(discover=False).reporters()] == ["text", "json", "html"]
 
