@@ -105,6 +105,44 @@ def test_code_in_a_folder_is_not_needed_for_a_class_of_transformers(folder: Path
     assert type(open_model(folder).module()) is transformers.BertModel
 
 
+def test_nobody_is_asked_on_the_terminal_whether_code_may_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config of an unknown kind makes transformers ask, and "y" may come from a pipe."""
+    (folder / "own.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n" + CODE)
+    configured(folder, model_type="unheard-of", auto_map={"AutoConfig": "own.Config", "AutoModel": "own.BertModel"})
+    asked: list[Any] = []
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append(text) or "y")
+    assert type(open_model(folder).skeleton()) is transformers.BertModel
+    assert type(open_model(folder).module()) is transformers.BertModel
+    assert not asked
+    assert not list(folder.rglob("ran"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text_config": {"auto_map": {"AutoModel": "somewhere--own.Model"}}},
+        {"parts": [{"auto_map": {"AutoModel": "own.Model"}}]},
+        {"attn_implementation": "someone/kernel"},
+        {"_attn_implementation": "paged|someone/kernel"},
+        {"attn_implementation_internal": "someone/kernel"},
+        {"vision": {"attn_implementation": {"": "sdpa", "text_config": "someone/kernel@main"}}},
+        {"experts_implementation": "someone/kernel"},
+    ],
+)
+def test_code_that_lies_elsewhere_needs_trust(folder: Path, changes: dict[str, Any]) -> None:
+    """Kernels are fetched from the hub and run; parts have code of their own."""
+    configured(folder, **changes)
+    for built in (open_model(folder).module, open_model(folder).skeleton):
+        with pytest.raises(mq.InputError, match=r"names code, .*(auto_map|kernel).*: --trust-code"):
+            built()
+
+
+def test_other_implementations_are_no_code(folder: Path) -> None:
+    """They are those of transformers."""
+    configured(folder, attn_implementation="eager")
+    assert open_model(folder).module().config._attn_implementation == "eager"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -50,5 +50,6 @@ def from_pretrained(folder: str | os.PathLike[str], model_class: Any = None, **o
 
 def _saved_class(place: str) -> Any:
     transformers = require_transformers()
-    names = transformers.AutoConfig.from_pretrained(place).architectures or ["AutoModel"]
+    # Not AutoConfig, which asks on the terminal whether it may run code that the config names.
+    names = transformers.PreTrainedConfig.get_config_dict(place)[0].get("architectures") or ["AutoModel"]
     return getattr(transformers, names[0], transformers.AutoModel)

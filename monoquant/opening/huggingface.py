@@ -21,6 +21,8 @@ from monoquant.opening.weights import are_pickled, contents_told, state_of, weig
 CONFIG = "config.json"
 _MOST_CONFIG = 10_000_000
 _ADAPTER = "adapter_config.json"
+_IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+"""Keys whose values may be names of repositories of the hub, the kernels of which are fetched and run."""
 
 
 def is_huggingface(folder: Path) -> bool:
@@ -65,6 +67,7 @@ class _Config:
     model_type: str
     auto_map: Mapping[str, Any]
     quantized_by: str
+    elsewhere: tuple[str, ...]
 
     @classmethod
     def of(cls, folder: Path) -> _Config:
@@ -79,7 +82,7 @@ class _Config:
             raise FileError(f"{file}: its model_type is {kind!r} and its auto_map {map_!r}; get it again")
         quantized = found.get("quantization_config")
         method = quantized.get("quant_method", "something else") if isinstance(quantized, dict) else ""
-        return cls(tuple(names), kind, map_, str(method))
+        return cls(tuple(names), kind, map_, str(method), tuple(_code_elsewhere(found)))
 
     @property
     def named(self) -> str:
@@ -88,8 +91,29 @@ class _Config:
         return f"{name} quantized by {self.quantized_by}" if self.quantized_by else name
 
 
+def _code_elsewhere(config: Mapping[str, Any]) -> Iterator[str]:
+    """What a config names that transformers would run, or ask on the terminal whether it may, while it builds parts."""
+    rest: list[tuple[str, Any]] = list(config.items())
+    while rest:
+        path, value = rest.pop()
+        key = path.rpartition(".")[2]
+        if key == "auto_map":
+            if value and path != key:  # the outermost one is the affair of _class_of
+                yield path
+        elif key.strip("_").startswith(_IMPLEMENTATIONS):
+            yield from (f"{path} = {one!r}" for one in _texts_in(value) if "/" in one)
+        elif isinstance(value, (dict, list)):
+            inner = value.items() if isinstance(value, dict) else enumerate(value)
+            rest += [(f"{path}.{name}", one) for name, one in inner]
+
+
+def _texts_in(value: Any) -> list[str]:
+    inner = value.values() if isinstance(value, dict) else [value]
+    return [one for one in inner if isinstance(one, str)]
+
+
 def _built(folder: Path, config: _Config, trust_code: bool) -> nn.Module:
-    _require_plain_folder(folder, config)
+    _require_plain_folder(folder, config, trust_code)
     transformers = _transformers(folder)
     kind = _class_of(folder, config, transformers, trust_code)
     pickled = are_pickled(weight_files(folder))
@@ -114,13 +138,14 @@ def _built(folder: Path, config: _Config, trust_code: bool) -> nn.Module:
 
 def _sketched(folder: Path, config: _Config, trust_code: bool) -> nn.Module:
     """The model without values; with them where its code lies in the folder, and might not do without."""
-    _require_plain_folder(folder, config)
+    _require_plain_folder(folder, config, trust_code)
     transformers = _transformers(folder)
     kind: Any = _class_of(folder, config, transformers, trust_code)
     if not _is_own(kind, transformers):
         return _built(folder, config, trust_code)
     try:
-        settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        # Not AutoConfig, which asks on the terminal whether it may run code of the folder.
+        settings = kind.config_class.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             model: nn.Module = kind(settings)
     except Exception as error:
@@ -139,13 +164,18 @@ def _unbuildable(folder: Path, config: _Config, error: Exception) -> InputError:
     )
 
 
-def _require_plain_folder(folder: Path, config: _Config) -> None:
+def _require_plain_folder(folder: Path, config: _Config, trust_code: bool) -> None:
     # transformers reads whatever it finds, and follows links and names out of the folder.
     members_of(folder, [entry.name for entry in folder.iterdir() if entry.is_symlink() or entry.is_file()])
     if (folder / _ADAPTER).exists():
         raise InputError(f"{folder}: holds an adapter ({_ADAPTER}), whose base model lies elsewhere; merge it first")
     if config.quantized_by:
         raise InputError(f"{folder}: quantized already, by {config.quantized_by!r}; give the float model")
+    if config.elsewhere and not trust_code:
+        raise InputError(
+            f"{folder / CONFIG}: names code, {', '.join(config.elsewhere)}: --trust-code (trust_code=True) runs it, "
+            "and it may do anything; say so if you trust it, or take it out"
+        )
 
 
 def _class_of(folder: Path, config: _Config, transformers: Any, trust_code: bool) -> Any:
