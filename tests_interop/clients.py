@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_READER = """
+_WITHOUT_MONOQUANT = """
 import importlib.abc, sys
 
 class Forbidden(importlib.abc.MetaPathFinder):
@@ -19,6 +19,8 @@ class Forbidden(importlib.abc.MetaPathFinder):
             raise ImportError("monoquant is not for this process")
 
 sys.meta_path.insert(0, Forbidden())
+"""
+_READER = """
 import torch
 import transformers
 
@@ -31,7 +33,6 @@ inputs = torch.load(place, weights_only=True)
 with torch.no_grad():
     answer = (model(**inputs) if isinstance(inputs, dict) else model(inputs))[0]
 torch.save({"answer": answer, "weights": model.state_dict()}, place)
-assert "monoquant" not in sys.modules
 """
 
 
@@ -51,10 +52,25 @@ def run(folder: Path, kind: str, inputs: Any, *, dequantize: bool = False) -> di
     Returns:
         ``answer``, and ``weights``: its state dict afterwards.
     """
+    return ask(_READER, folder, inputs, kind, dequantize=dequantize)
+
+
+def ask(script: str, folder: Path, inputs: Any, kind: str, **options: object) -> dict[str, Any]:
+    """Let a script read a folder in a process of its own, where monoquant cannot be imported.
+
+    Args:
+        script: Python; its arguments are the folder, ``kind``, the file that holds the inputs, where it puts its
+            answer, and the options.
+        folder: What was written.
+        inputs: A tensor, or keyword arguments.
+        kind: Name of the class in transformers.
+        options: Further arguments, as texts.
+    """
     place = folder.parent / f"{folder.name}.answer"
     torch.save(inputs, place)
-    arguments = [str(folder), kind, str(place), str(dequantize)]
-    done = subprocess.run([sys.executable, "-c", _READER, *arguments], capture_output=True, text=True, cwd=folder)
+    arguments = [str(folder), kind, str(place), *map(str, options.values())]
+    code = _WITHOUT_MONOQUANT + script + 'assert "monoquant" not in sys.modules'
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=folder)
     if done.returncode:
         raise ClientError(done.stderr)
     found: dict[str, Any] = torch.load(place, weights_only=True)
