@@ -73,12 +73,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def _shown(error: click.ClickException, streams: Streams, arguments: Sequence[str]) -> int:
     error.show()
-    error.message = error.format_message()
     code = EXIT_USAGE if isinstance(error, click.UsageError) else exit_code_of(error)
     context = getattr(error, "ctx", None)
     if not streams.as_json and "--json" in arguments and context is not None:  # the command was not reached
         streams = Streams(context.info_name, as_json=True)
-    streams.finish(code, error)
+    streams.finish(code, error, error.format_message())
     return code
 
 

@@ -140,17 +140,18 @@ class Streams:
     def _tell(self, text: str, style: str = "") -> None:
         self.err.print(Text(printable(f"monoquant: {text}"), style=style), soft_wrap=True)
 
-    def finish(self, exit_code: int, error: BaseException | None = None) -> None:
+    def finish(self, exit_code: int, error: BaseException | None = None, message: str | None = None) -> None:
         """Write the document, if JSON is wanted.
 
         Args:
             exit_code: Of the command.
             error: What ended it; None if nothing did.
+            message: What that says; default: its own text.
         """
         if not self.as_json:
             return
         head: dict[str, Any] = {"version": DOCUMENT_VERSION, "command": self.command, "exit_code": exit_code}
         if error is not None:
             layers = list(getattr(error, "layers", ()))
-            head["error"] = {"kind": type(error).__name__, "message": str(error), "layers": layers}
+            head["error"] = {"kind": type(error).__name__, "message": message or str(error), "layers": layers}
         self._write(json.dumps({**head, **self._document}, indent=1, allow_nan=False) + "\n")
