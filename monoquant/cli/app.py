@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -19,12 +18,13 @@ from monoquant.cli.commands.plan import plan
 from monoquant.cli.commands.plugins import plugins
 from monoquant.cli.commands.quantize import quantize
 from monoquant.cli.commands.validate import validate
-from monoquant.cli.exits import EXIT_FINE, EXIT_GATE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, exit_code_of
+from monoquant.cli.exits import EXIT_GATE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, exit_code_of
 from monoquant.cli.streams import Streams
 from monoquant.errors import MonoquantError
 
 DEBUG = "MONOQUANT_DEBUG"
 _COMPLETE = "_MONOQUANT_COMPLETE"
+_INTERRUPTED = "interrupted: nothing was written, and what was there is as it was"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -66,21 +66,24 @@ def run(arguments: Sequence[str]) -> int:
         return code
     except click.exceptions.Exit as stopped:
         return stopped.exit_code
-    except click.UsageError as error:
-        error.show()
-        return EXIT_USAGE
     except click.ClickException as error:
-        error.show()
-        return exit_code_of(error)
-    except BrokenPipeError:
-        # The reader (head, say) has left: keep Python from failing once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FINE
+        return _shown(error, streams, arguments)
     except (KeyboardInterrupt, click.Abort):
-        streams.fail("interrupted: nothing was written, and what was there is as it was")
+        streams.fail(_INTERRUPTED)
+        streams.finish(EXIT_INTERRUPTED, KeyboardInterrupt(_INTERRUPTED))
         return EXIT_INTERRUPTED
     except Exception as error:
         return _told(error, streams)
+
+
+def _shown(error: click.ClickException, streams: Streams, arguments: Sequence[str]) -> int:
+    error.show()
+    code = EXIT_USAGE if isinstance(error, click.UsageError) else exit_code_of(error)
+    context = getattr(error, "ctx", None)
+    if not streams.as_json and "--json" in arguments and context is not None:  # the command was not reached
+        streams = Streams(context.info_name, as_json=True)
+    streams.finish(code, error, error.format_message())
+    return code
 
 
 def _told(error: Exception, streams: Streams) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -62,6 +63,20 @@ def require_possible(
         planner = planner_of(recipe, plugins=plugins)
         require_space(target.path, planner.forecast(model).quantized_bytes)
         target.exporter.require_held(planner.sketch(model))
+
+
+def inputs_of(recipe: Recipe, model: OpenedModel) -> dict[str, Path | None]:
+    """Files and folders that a run reads, by what people call them.
+
+    Args:
+        recipe: The recipe.
+        model: The model.
+    """
+    given = {"the baseline": recipe.gate.baseline}
+    for name, table in (("the calibration data", recipe.calibration), ("the data to compare on", recipe.compare)):
+        if table is not None:
+            given |= {name: table.data, f"the tokenizer of {name}": table.tokenizer}
+    return {"the model": model.path, **{name: located(recipe, one) for name, one in given.items() if one is not None}}
 
 
 def run_options(session: Session, recipe: Recipe, plugins: PluginManager) -> dict[str, Any]:

@@ -116,4 +116,8 @@ def _recipe(file: Path | None, values: dict[str, Any], settings: tuple[str, ...]
 
 def _seen_from(folder: Path, given: str) -> str:
     is_path = Path(given).exists() or ":" not in given
-    return os.path.relpath(given, folder) if is_path and not Path(given).is_absolute() else given
+    if not is_path or Path(given).is_absolute():
+        return given
+    # "..", as the system reads it, leads out of the folder that a link leads to.
+    here = os.path.join(os.path.realpath(os.path.dirname(given)), os.path.basename(given))  # noqa: PTH118, PTH119, PTH120
+    return os.path.relpath(here, os.path.realpath(folder))

@@ -121,10 +121,10 @@ def command(function: Callable[..., int]) -> click.Command:
 
     @functools.wraps(function)
     def run(as_json: bool, quiet: bool, verbose: bool, no_plugins: bool, trust_code: bool, **own: Any) -> int:
-        if quiet and verbose:
-            raise ConfigError("--quiet and --verbose exclude each other: give one of them")
         streams = Streams(function.__name__, as_json, -1 if quiet else int(verbose))
         click.get_current_context().find_root().obj = streams
+        if quiet and verbose:
+            raise ConfigError("--quiet and --verbose exclude each other: give one of them")
         meter = Meter(streams.err, is_shown=not quiet)
         options = {name: own.pop(name) for name in ("add", "block", "trace")}
         options |= {"discover": not no_plugins, "trace": options["trace"] or None}

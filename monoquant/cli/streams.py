@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from typing import Any, TextIO
 
@@ -25,9 +27,23 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
-def _console(stream: TextIO) -> Console:
-    width = None if stream.isatty() else _WIDE
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+class _Console(Console):
+    """Goes on when its reader (head, say) has left: what comes of a command does not depend on who listens."""
+
+    def on_broken_pipe(self) -> None:
+        _hush(self.file)
+
+
+def _hush(stream: Any) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())  # Python flushes once more at exit, and must not fail then
+    os.close(nowhere)
+
+
+def _console(stream: TextIO | None) -> Console:
+    open_one = io.StringIO() if stream is None else stream  # None where the shell closed it
+    width = None if open_one.isatty() else _WIDE
+    return _Console(file=open_one, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 @attrs.define
@@ -71,6 +87,22 @@ class Streams:
         for one in shown:
             self.out.print(one, soft_wrap=isinstance(one, Text))
 
+    def write(self, text: str) -> None:
+        """Write to stdout at once, as it is; not with ``--json``.
+
+        Args:
+            text: With its ends of lines.
+        """
+        if not self.as_json:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        try:
+            self.out.file.write(text)
+            self.out.file.flush()
+        except BrokenPipeError:
+            _hush(self.out.file)
+
     def put(self, **fields: Any) -> None:
         """Add to the JSON document.
 
@@ -108,18 +140,18 @@ class Streams:
     def _tell(self, text: str, style: str = "") -> None:
         self.err.print(Text(printable(f"monoquant: {text}"), style=style), soft_wrap=True)
 
-    def finish(self, exit_code: int, error: BaseException | None = None) -> None:
+    def finish(self, exit_code: int, error: BaseException | None = None, message: str | None = None) -> None:
         """Write the document, if JSON is wanted.
 
         Args:
             exit_code: Of the command.
             error: What ended it; None if nothing did.
+            message: What that says; default: its own text.
         """
         if not self.as_json:
             return
         head: dict[str, Any] = {"version": DOCUMENT_VERSION, "command": self.command, "exit_code": exit_code}
         if error is not None:
             layers = list(getattr(error, "layers", ()))
-            head["error"] = {"kind": type(error).__name__, "message": str(error), "layers": layers}
-        self.out.file.write(json.dumps({**head, **self._document}, indent=1, allow_nan=False) + "\n")
-        self.out.file.flush()
+            head["error"] = {"kind": type(error).__name__, "message": message or str(error), "layers": layers}
+        self._write(json.dumps({**head, **self._document}, indent=1, allow_nan=False) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -83,8 +84,31 @@ def _refuse_loss(path: Path, model: Path | None, *, overwrite: bool) -> None:
     for what, place in held.items():
         if place is not None and (target == place.resolve() or target in place.resolve().parents):
             raise ConfigError(f"--output {path}: it is, or holds, {what}, and would be replaced; give another name")
+    if _is_part_of(path, model):
+        raise ConfigError(f"--output {path}: it is a part of the model, and would be replaced; give another name")
     if path.exists() and not overwrite:
         raise ConfigError(f"--output {path}: it exists; give another name, or --overwrite to replace it")
+
+
+def require_apart(option: str, paths: Sequence[Path], kept: Mapping[str, Path | None]) -> None:
+    """Refuse files that would take the place of what is read, or written, in the same run.
+
+    Args:
+        option: What named the files.
+        paths: The files.
+        kept: What they must not replace, by what it is called; None where there is no such thing.
+
+    Raises:
+        ConfigError: For a file that would.
+    """
+    for path in paths:
+        for what, place in kept.items():
+            if place is not None and (path.resolve() == place.resolve() or _is_part_of(path, place)):
+                raise ConfigError(f"{option} {path}: it is, or is a part of, {what}; give another name")
+
+
+def _is_part_of(path: Path, folder: Path | None) -> bool:
+    return folder is not None and folder.is_dir() and path.exists() and path.resolve().is_relative_to(folder.resolve())
 
 
 def require_space(path: Path, needed: int) -> None:

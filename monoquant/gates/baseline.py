@@ -16,6 +16,8 @@ from monoquant.report.records import LayerReport
 from monoquant.values import Finding, Severity
 
 _COMPARED = ("compared", "scheme-changed")
+SIZE_UNCOMPARED = ("baseline-size-not-measured", "baseline-size-of-another-model")
+"""Codes of findings that say that the size was not judged."""
 NEW_BASELINE = "If that is wanted, write a new baseline."
 
 
@@ -180,14 +182,14 @@ def _judge_size(report: QuantReport, info: QuantizationInfo, tolerance_percent: 
     """One finding on the bytes of all parameters and buffers."""
     if info.original_size_mb is None or info.quantized_size_mb is None:
         message = f"The model's size was not measured, nor compared with {source}."
-        return [_finding("size-not-measured", Severity.INFO, message, None, "Run with validation.")]
+        return [_finding("size-not-measured", Severity.WARNING, message, None, "Run with validation.")]
     before, after = round(info.original_size_mb * MEBIBYTE), round(info.quantized_size_mb * MEBIBYTE)
     if before != report.original_bytes:
         message = (
             f"The float model has {before:,} bytes, and {report.original_bytes:,} in {source}; the quantized sizes "
             "were not compared."
         )
-        return [_finding("size-of-another-model", Severity.INFO, message, None, NEW_BASELINE)]
+        return [_finding("size-of-another-model", Severity.WARNING, message, None, NEW_BASELINE)]
     if after * 100 <= report.quantized_bytes * (100 + decimal(tolerance_percent)):
         message = f"The quantized model has {after:,} bytes, and {report.quantized_bytes:,} in {source}."
         return [_finding("size-compared", Severity.INFO, message, None, "")]

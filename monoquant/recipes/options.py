@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def located(recipe: Recipe, given: str) -> Path:
         recipe: The recipe.
         given: As it says.
     """
-    return recipe.folder / Path(given).expanduser()
+    return recipe.folder / os.path.expanduser(given)  # noqa: PTH111 - Path fails for users that there are not
 
 
 def scheme_options(recipe: Recipe) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,24 @@ def test_wrong_usage(arguments: list[str], text: str, capsys: pytest.CaptureFixt
     shown = capsys.readouterr()
     assert shown.out == ""
     assert text in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command", "said"),
+    [
+        (["quantize", "x", "--json"], "quantize", "Missing option '-o'"),
+        (["plan", "--json", "--no-such", "x"], "plan", "No such option"),
+        (["plugins", "--json", "-q", "-v"], "plugins", "exclude each other"),
+    ],
+)
+def test_wrong_usage_for_machines(
+    arguments: list[str], command: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A document also where the command was not reached."""
+    assert cli.main(arguments) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert (found["command"], found["exit_code"]) == (command, 2)
+    assert said in found["error"]["message"]
 
 
 PLUGIN = """

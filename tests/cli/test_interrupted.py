@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import monoquant as mq
 from monoquant.container import write_container
 
 SLOW = """
@@ -88,3 +89,50 @@ def test_ctrl_c_while_a_file_is_written(tmp_path: Path) -> None:
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert [path.name for path in tmp_path.iterdir()] == ["big.safetensors"]
+
+
+GATE = ("--min-layer-sqnr", "99")
+COMMANDS = [
+    (("quantize", "float.safetensors", "-o", "out.safetensors"), 0),
+    (("quantize", "float.safetensors", "-o", "out.safetensors", *GATE), 1),
+    (("validate", "small.safetensors"), 0),
+    (("validate", "small.safetensors", *GATE), 1),
+    (("demo", "--steps", "1"), 0),
+]
+
+
+def left_by_reader(folder: Path, arguments: tuple[str, ...], redirection: str) -> subprocess.CompletedProcess[str]:
+    """A command whose reader has gone before anything is written."""
+    code = "import time, sys; time.sleep(.5); from monoquant.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, *arguments, "--no-plugins"]
+    pipe = f'"$@" {redirection} | true; exit ${{PIPESTATUS[0]}}'
+    return subprocess.run(
+        ["/bin/bash", "-c", pipe, "bash", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
+@pytest.mark.parametrize("redirection", ["", "2>&1", "--json"])
+@pytest.mark.parametrize(("arguments", "expected"), COMMANDS)
+def test_a_reader_that_leaves_changes_no_exit_code(
+    tmp_path: Path, arguments: tuple[str, ...], expected: int, redirection: str
+) -> None:
+    """A gate that fails does not pass, and what went well does not fail."""
+    torch.manual_seed(0)
+    write_container(tmp_path / "float.safetensors", {"up.weight": torch.randn(64, 64)}, {})
+    paths = (tmp_path / "float.safetensors", tmp_path / "small.safetensors")
+    mq.quantize_file(*paths, accuracy_warning="ignore", plugins=False)
+    found = left_by_reader(tmp_path, arguments, redirection)
+    assert found.returncode == expected, found.stderr
+    assert "Traceback" not in found.stderr
+    assert (tmp_path / "out.safetensors").exists() == (arguments[0] == "quantize" and not expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", ">&- --json"])
+def test_streams_that_are_closed(tmp_path: Path, redirection: str) -> None:
+    """As a service has them; nobody hears, and all is done."""
+    write_container(tmp_path / "float.safetensors", {"up.weight": torch.ones(64, 64)}, {})
+    found = left_by_reader(tmp_path, ("quantize", "float.safetensors", "-o", "out.safetensors"), redirection)
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "out.safetensors").exists()

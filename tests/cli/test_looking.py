@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 
@@ -99,6 +100,10 @@ def test_another_float_model_is_noticed(run: Run, quantized: None) -> None:
     told = run("validate", "a.safetensors", "changed.safetensors")
     assert told.code == 1
     assert "weights-differ" in told.out
+    write_container(Path("norm.safetensors"), {**state, "2.weight": 2 * state["2.weight"]}, {})
+    told = run("validate", "a.safetensors", "norm.safetensors")
+    assert told.code == 1
+    assert "'2.weight' was left in float, and is not that of the float model" in told.out
     write_container(Path("other.safetensors"), {"x.weight": torch.randn(8, 8)}, {})
     told = run("validate", "a.safetensors", "other.safetensors")
     assert told.code == 1
@@ -141,3 +146,21 @@ def test_models_are_compared_by_their_weights(run: Run, quantized: None) -> None
     assert found["2.weight"] == "inf"
     assert "weights, pooled" in run("compare", "a.safetensors", "b.safetensors", "--weights").out
     assert run("compare", "float.safetensors", "a.safetensors", "--max-drop", "1").code == 2
+
+
+def test_validate_judges_by_the_thresholds_of_the_recipe(run: Run, quantized: None) -> None:
+    """Not by those that the run had."""
+    assert run("validate", "a.json", "--set", "gate.sqnr_warning_threshold=91").code == 0
+    told = run("validate", "a.json", "--set", "gate.sqnr_warning_threshold=91", "--set", "gate.sqnr_error_threshold=90")
+    assert told.code == 1
+    assert "sqnr-critical" in told.out
+
+
+def test_a_limit_of_growth_that_judged_nothing_fails(run: Run, quantized: None) -> None:
+    """As models of other sizes cannot be compared."""
+    report = mq.load_report("a.json")
+    mq.save_report(attrs.evolve(report, original_bytes=report.original_bytes + 8), "other.json")
+    told = run("compare", "other.json", "a.json", "--max-growth", "1000")
+    assert told.code == 1
+    assert "--max-growth has nothing to judge" in told.out
+    assert run("compare", "other.json", "a.json", "--max-drop", "0").code == 0

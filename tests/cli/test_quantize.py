@@ -186,3 +186,70 @@ def test_a_format_that_cannot_hold_the_model_is_refused_before_the_work(
     assert told.code == 3
     assert "holds models of transformers, and this is a Sequential" in told.err
     assert not Path("folder").exists()
+
+
+@pytest.mark.parametrize("model", ["float.safetensors", "recipe_factory:build"])
+def test_plugin_files_of_a_recipe_take_part_when_they_are_trusted(run: Run, model: str) -> None:
+    """Also where weights are quantized block by block; the recipe that is kept names them."""
+    Path("rules.py").write_text(
+        "import monoquant as mq\n\n@mq.hookimpl\ndef monoquant_register_skip_rules():\n    return [mq.NameRule('3')]\n"
+    )
+    Path("r.toml").write_text('[plugins]\nfiles = ["rules.py"]\n')
+    told = run("quantize", model, "-o", "x.safetensors", "--recipe", "r.toml", "--trust-code", "--json")
+    assert told.code == 0, told.err
+    report = mq.QuantReport.from_dict(told.document["report"])
+    assert [one.layer for one in report.layers if one.origin.name == "rules.py"] == ["3"]
+    assert 'files = [\n    "rules.py",\n]' in (report.recipe or "")
+    assert run("quantize", model, "-o", "y.safetensors", "--recipe", "r.toml").code == 3
+
+
+def test_reports_replace_nothing_that_the_run_reads(run: Run) -> None:
+    """A baseline that a failed run had replaced would let the next one pass."""
+    assert run("quantize", "float.safetensors", "-o", "a.safetensors", "--report", "a.json").code == 0
+    Path("link.json").symlink_to("a.json")
+    Path("texts.txt").write_text("precious")
+    for arguments, said in (
+        (("--baseline", "a.json", "--report", "a.json"), "--report a.json: it is, or is a part of, the baseline; give"),
+        (("--baseline", "a.json", "--report", "link.json"), "the baseline; give"),
+        (("--data", "texts.txt", "--report", "texts.txt"), "the calibration data; give"),
+        (("--set", "compare.data=texts.txt", "--report", "./texts.txt"), "the data to compare on; give"),
+    ):
+        told = run("quantize", "float.safetensors", "-o", "b.safetensors", *arguments)
+        assert told.code == 2
+        assert said in told.err
+    assert run("plan", "float.safetensors", "--data", "texts.txt", "--report", "texts.txt").code == 2
+    assert Path("texts.txt").read_text() == "precious"
+    assert not Path("b.safetensors").exists()
+
+
+def test_parts_of_a_model_are_replaced_by_nothing(run: Run) -> None:
+    """Neither by the output nor by a report; new names in its folder are free."""
+    Path("folder").mkdir()
+    shutil.copy("float.safetensors", "folder/model.safetensors")
+    Path("folder/notes.txt").write_text("precious")
+    before = Path("folder/model.safetensors").read_bytes()
+    told = run("quantize", "folder", "-o", "folder/model.safetensors", "--overwrite")
+    assert told.code == 2
+    assert "is a part of the model, and would be replaced" in told.err
+    assert run("quantize", "folder", "-o", "x.safetensors", "--report", "folder/notes.txt").code == 2
+    assert Path("folder/notes.txt").read_text() == "precious"
+    assert Path("folder/model.safetensors").read_bytes() == before
+    assert run("quantize", "folder", "-o", "x.safetensors", "--report", "folder/new.txt").code == 0
+
+
+def test_paths_that_are_typed_start_here_also_beside_a_recipe_behind_a_link(run: Run) -> None:
+    """Where ".." leads out of the folder that the link leads to."""
+    Path("far/away").mkdir(parents=True)
+    Path("far/away/r.toml").write_text("[scheme]\ngroup_size = 32\n")
+    Path("link").symlink_to("far/away")
+    for recipe in ("link/r.toml", "far/away/r.toml"):
+        told = run("quantize", *TRUSTED, "--recipe", recipe, "--data", "data.safetensors", "-o", "x.safetensors",
+                   "--overwrite")  # fmt: skip
+        assert told.code == 0, told.err
+
+
+def test_a_home_of_nobody_is_no_file(run: Run) -> None:
+    """And no error of monoquant's own."""
+    told = run("quantize", *TRUSTED, "--data", "~nobody-of-that-name/data.safetensors", "-o", "x.safetensors")
+    assert told.code == 3
+    assert "~nobody-of-that-name/data.safetensors: no such file" in told.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import attrs
 import click
 
 from monoquant.api import Gate
@@ -11,11 +12,12 @@ from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
 from monoquant.cli.opening import float_state, opened
 from monoquant.cli.session import Session, command
 from monoquant.cli.tables import verdict
-from monoquant.gates.baseline import Baseline
+from monoquant.gates.baseline import SIZE_UNCOMPARED, Baseline
 from monoquant.opening import OpenedKind
 from monoquant.report import QuantReport, compare_reports, compare_weights
 from monoquant.report.plain import to_plain
 from monoquant.report.wording import grouped, told
+from monoquant.values import Finding, Severity
 
 _ANYTHING: Final = 1e9
 _WITH_REPORT: Final = (OpenedKind.QUANTIZED, OpenedKind.REPORT)
@@ -66,7 +68,14 @@ def _compare_reports(
         size_tolerance_percent=_ANYTHING if max_growth is None else max_growth,
     )
     findings = gate.judge(after)
+    if max_growth is not None:  # a limit that judged nothing must not look like one that is kept
+        findings = [_failing(one) if one.code in SIZE_UNCOMPARED else one for one in findings]
     failures = gate.failures(findings)
     session.streams.show("\n".join(["", *(told(*group) for group in grouped(findings)), verdict(len(failures))]))
     session.streams.put(passed=not failures, findings=to_plain(tuple(findings)))
     return EXIT_GATE if failures else EXIT_FINE
+
+
+def _failing(finding: Finding) -> Finding:
+    message = f"CRITICAL: --max-growth has nothing to judge. {finding.message}"
+    return attrs.evolve(finding, severity=Severity.CRITICAL, message=message)

@@ -25,9 +25,7 @@ def demo(session: Session, steps: int, keep: Path | None) -> int:
 
     def tell(text: str) -> None:
         told.append(text)
-        if not session.streams.as_json:
-            session.streams.out.file.write(text)
-            session.streams.out.file.flush()
+        session.streams.write(text)
 
     with session.meter.paused():  # it tells how far it is by itself
         run_demo(tell, steps=steps, keep=keep, plugins=session.plugins())

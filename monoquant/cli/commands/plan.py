@@ -8,11 +8,12 @@ import click
 
 from monoquant.cli.exits import EXIT_FINE
 from monoquant.cli.opening import opened
-from monoquant.cli.planning import completed
+from monoquant.cli.planning import completed, inputs_of
 from monoquant.cli.recipe_options import recipe_options
 from monoquant.cli.reports import report_option, require_forms, write_reports
 from monoquant.cli.session import Session, command
 from monoquant.cli.tables import report_view
+from monoquant.cli.target import require_apart
 from monoquant.recipes import Recipe, plan_recipe
 
 
@@ -29,6 +30,7 @@ def plan(session: Session, model: str, reports: tuple[Path, ...], recipe: Recipe
     recipe = completed(recipe, found)
     plugins = session.plugins(recipe.plugins, recipe.folder)
     require_forms(reports, plugins)
+    require_apart("--report", reports, inputs_of(recipe, found))
     with session.stage(f"reading {model}"):
         module = found.skeleton()
     with session.stage("planning"):

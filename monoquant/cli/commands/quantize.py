@@ -6,23 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 
 from monoquant.api import quantize as quantize_model
 from monoquant.api import quantize_file, save
 from monoquant.cli.exits import EXIT_FINE
 from monoquant.cli.opening import opened
-from monoquant.cli.planning import completed, require_possible, run_options
+from monoquant.cli.planning import completed, inputs_of, require_possible, run_options
 from monoquant.cli.recipe_options import recipe_options
 from monoquant.cli.reports import report_option, require_forms, write_reports
 from monoquant.cli.session import Session, command
 from monoquant.cli.tables import report_view
-from monoquant.cli.target import Target, size_of, target_of
+from monoquant.cli.target import Target, require_apart, size_of, target_of
 from monoquant.errors import AccuracyError
 from monoquant.formats.native import FORMAT
 from monoquant.hooks import PluginManager
 from monoquant.opening import OpenedKind, OpenedModel
-from monoquant.recipes import Recipe, beyond_files, quantize_file_options
+from monoquant.recipes import PluginsTable, Recipe, beyond_files, quantize_file_options
 from monoquant.report import QuantReport
 from monoquant.report.table import format_bytes
 
@@ -68,6 +69,7 @@ def quantize(
         overwrite=overwrite,
     )
     require_forms(reports, plugins)
+    require_apart("--report", reports, {**inputs_of(recipe, found), "--output": output})
     try:
         report = _run(session, found, target, recipe, plugins, as_weights=as_weights)
     except AccuracyError as error:
@@ -111,10 +113,12 @@ def _streamed(
     def count(done: int, total: int) -> None:
         seen[:] = done, total
 
-    options = quantize_file_options(recipe)
+    # Plugins are loaded already, those of the command line among them.
+    options = quantize_file_options(attrs.evolve(recipe, plugins=PluginsTable()))
+    options |= {"plugins": plugins, "recipe": recipe.to_toml(), "progress": count}
     with session.meter.stage("quantizing", lambda: (seen[0], seen[1])):
         source = found.streamable or found.given
-        return quantize_file(source, target.path, **{**options, "plugins": plugins, "progress": count})
+        return quantize_file(source, target.path, **options)
 
 
 def _tell(session: Session, report: QuantReport, reports: Sequence[Path], plugins: PluginManager) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from monoquant.api import Gate
+from monoquant.checks import AccuracyGate, SqnrCheck
 from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
 from monoquant.cli.opening import float_state, opened
 from monoquant.cli.recipe_options import recipe_options
@@ -17,7 +18,7 @@ from monoquant.cli.session import Session, command
 from monoquant.cli.tables import verdict
 from monoquant.opening import OpenedKind
 from monoquant.recipes import Recipe, gate_of
-from monoquant.report import QuantReport, WeightDifference, compare_weights
+from monoquant.report import QuantizationInfo, QuantReport, WeightDifference, compare_weights
 from monoquant.report.plain import to_plain
 from monoquant.report.table import format_db
 from monoquant.report.wording import grouped, told
@@ -25,6 +26,8 @@ from monoquant.values import Action, Finding, Severity
 
 _SAME_DB = 0.01
 _RESCALED = "awq"
+_THRESHOLDS = ("sqnr_warning_threshold", "sqnr_error_threshold")
+_OF_THRESHOLDS = ("sqnr-critical", "sqnr-low", "sqnr-below-format", "sqnr-good")
 
 
 @command
@@ -41,7 +44,7 @@ def validate(session: Session, model: str, original: str | None, recipe: Recipe)
     with session.stage(f"reading {model}"):
         report = found.report()
     gate = gate_of(recipe) or Gate()
-    findings = [*report.findings, *gate.judge(report)]
+    findings = [*_judged(report, recipe), *gate.judge(report)]
     if found.kind is OpenedKind.QUANTIZED:
         with session.stage("decoding weights"):
             weights = found.dequantized_state()
@@ -56,6 +59,15 @@ def validate(session: Session, model: str, original: str | None, recipe: Recipe)
     failures = gate.failures(findings)
     _tell(session, report, findings, len(failures))
     return EXIT_GATE if failures else EXIT_FINE
+
+
+def _judged(report: QuantReport, recipe: Recipe) -> list[Finding]:
+    """What the report says of itself, by other thresholds where the recipe has some."""
+    given = {name: value for name in _THRESHOLDS if (value := getattr(recipe.gate, name)) is not None}
+    if not given:
+        return list(report.findings)
+    again = SqnrCheck().check(QuantizationInfo.from_report(report), AccuracyGate(**given))
+    return [*(one for one in report.findings if one.code not in _OF_THRESHOLDS), *again]
 
 
 def _not_finite(weights: Mapping[str, Tensor]) -> Iterator[Finding]:
@@ -73,6 +85,7 @@ def _strange(difference: WeightDifference, report: QuantReport, original: str) -
         message = f"CRITICAL: {original} is not the model that was quantized: {named} are not in both, or not alike."
         yield Finding("not-the-original", Severity.CRITICAL, message, remedy="Give the float model it was made from.")
         return
+    yield from _changed_floats(difference, report)
     energies = {one.name: one.energy for one in difference.tensors}
     for record in report.by_action(Action.QUANTIZE):
         names = [f"{record.layer}.{name}".lstrip(".") for name in record.weights]
@@ -88,6 +101,18 @@ def _strange(difference: WeightDifference, report: QuantReport, original: str) -
             yield Finding(
                 "weights-differ", Severity.CRITICAL, message, record.layer, "Give the float model it was made from."
             )
+
+
+def _changed_floats(difference: WeightDifference, report: QuantReport) -> Iterator[Finding]:
+    """Weights that were left in float are those of the original, unless an algorithm moved scales into them."""
+    if any(record.algorithm == _RESCALED for record in report.layers):
+        return
+    kept = {record.layer for record in report.layers if record.scheme is None}
+    for one in difference.tensors:
+        if one.status == "differs" and one.name.rpartition(".")[0] in kept:
+            message = f"CRITICAL: {one.name!r} was left in float, and is not that of the float model."
+            remedy = "Give the float model it was made from."
+            yield Finding("weights-differ", Severity.CRITICAL, message, one.name.rpartition(".")[0], remedy)
 
 
 def _tell(session: Session, report: QuantReport, findings: list[Finding], failures: int) -> None:
