@@ -24,8 +24,8 @@ _READER = """
 import torch
 import transformers
 
-folder, kind, place, dequantize = sys.argv[1:]
-options = {}
+folder, kind, place, dequantize, gguf = sys.argv[1:]
+options = {"gguf_file": gguf} if gguf else {}
 if dequantize == "True":
     options["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
 model = getattr(transformers, kind).from_pretrained(folder, **options).eval()
@@ -40,7 +40,7 @@ class ClientError(Exception):
     """What a client said when it failed."""
 
 
-def run(folder: Path, kind: str, inputs: Any, *, dequantize: bool = False) -> dict[str, Any]:
+def run(folder: Path, kind: str, inputs: Any, *, dequantize: bool = False, gguf: str = "") -> dict[str, Any]:
     """Load a folder by ``from_pretrained`` and answer.
 
     Args:
@@ -48,11 +48,12 @@ def run(folder: Path, kind: str, inputs: Any, *, dequantize: bool = False) -> di
         kind: Name of the class in transformers.
         inputs: A tensor, or keyword arguments.
         dequantize: Whether weights are to become floats while they are loaded, not in the first forward.
+        gguf: Name of a GGUF file in the folder that is to be read; default none.
 
     Returns:
         ``answer``, and ``weights``: its state dict afterwards.
     """
-    return ask(_READER, folder, inputs, kind, dequantize=dequantize)
+    return ask(_READER, folder, inputs, kind, dequantize=dequantize, gguf=gguf)
 
 
 def ask(script: str, folder: Path, inputs: Any, kind: str, **options: object) -> dict[str, Any]:
