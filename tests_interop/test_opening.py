@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
 from torch import nn
 
 import monoquant as mq
+from monoquant.cli import main
 from monoquant.opening import OpenedKind, open_data, open_model
 from monoquant.source import inventory
 from tests_interop.models import build
@@ -245,3 +247,16 @@ def test_a_skeleton_is_the_model_without_its_values(tmp_path: Path, kind: str, d
     assert inventory(skeleton) == inventory(model)
     passes = [mq.SkipSelectionPass.from_options(), mq.Int4PackPass(group_size=32)]
     assert mq.Quantizer(passes).forecast(skeleton) == mq.Quantizer(passes).forecast(model)
+
+
+def test_a_model_taken_for_weights_is_validated_against_its_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose model has buffers that no file holds, or files buffers that no model has."""
+    path = folder / "model.safetensors"
+    state = {**safetensors.torch.load_file(path), "embeddings.position_ids": torch.arange(512).view(1, -1)}
+    safetensors.torch.save_file(state, path, {"format": "pt"})
+    small = str(folder.with_name("small.safetensors"))
+    options = ["--no-plugins", "--set", "gate.accuracy_warning=ignore"]
+    assert main(["quantize", str(folder), "-o", small, "--as-weights", *options]) == 0
+    assert main(["validate", small, str(folder), "--no-plugins"]) == 0, capsys.readouterr().out

@@ -23,13 +23,21 @@ def opened(session: Session, given: str) -> OpenedModel:
     return model
 
 
-def float_state(model: OpenedModel) -> Mapping[str, Tensor]:
+def float_state(model: OpenedModel, like: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
     """The float weights of any model by the names that reports know.
 
     Args:
         model: The opened model; a quantized one is dequantized.
+        like: Weights to compare them with. If they have the names of the checkpoint rather than those of the modules,
+            as after ``--as-weights``, so has the result. Default: nobody knows.
     """
     if model.kind is OpenedKind.QUANTIZED:
         return model.dequantized_state()
     # A checkpoint may name tensors otherwise than the modules that they are put into.
-    return model.module().state_dict() if model.can_run else model.state()
+    if not model.can_run:
+        return model.state()
+    found = model.module().state_dict()
+    if like is None or like.keys() == found.keys():
+        return found
+    stored = model.state()
+    return stored if like.keys() == stored.keys() else found

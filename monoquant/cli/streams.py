@@ -42,6 +42,8 @@ def _hush(stream: Any) -> None:
 
 def _console(stream: TextIO | None) -> Console:
     open_one = io.StringIO() if stream is None else stream  # None where the shell closed it
+    if isinstance(open_one, io.TextIOWrapper):
+        open_one.reconfigure(errors="backslashreplace")  # names may hold what an encoding, as ASCII, does not
     width = None if open_one.isatty() else _WIDE
     return _Console(file=open_one, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
 

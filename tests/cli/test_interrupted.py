@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -136,3 +137,19 @@ def test_streams_that_are_closed(tmp_path: Path, redirection: str) -> None:
     found = left_by_reader(tmp_path, ("quantize", "float.safetensors", "-o", "out.safetensors"), redirection)
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "out.safetensors").exists()
+
+
+def test_names_that_an_encoding_does_not_have(tmp_path: Path) -> None:
+    """They are told all the same."""
+    write_container(tmp_path / "float.safetensors", {"größe.weight": torch.ones(64, 64)}, {})
+    code = "import sys; from monoquant.cli import main; sys.exit(main(sys.argv[1:]))"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "inspect", "float.safetensors", "--no-plugins"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "gr\\xf6\\xdfe" in found.stdout

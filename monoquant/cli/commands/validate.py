@@ -52,7 +52,7 @@ def validate(session: Session, model: str, original: str | None, recipe: Recipe)
         if original is not None:
             source = opened(session, original)
             with session.stage("comparing weights"):
-                difference = compare_weights(float_state(source), weights)
+                difference = compare_weights(float_state(source, weights), weights)
                 findings += _strange(difference, report, original)
     elif original is not None:
         raise click.UsageError(f"{model} is {found.described}, which has no weights: leave ORIGINAL out")
