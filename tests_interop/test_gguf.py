@@ -142,7 +142,7 @@ def test_a_wrong_file_is_found_and_removed(tmp_path: Path, monkeypatch: pytest.M
     if trap == "codes":
         monkeypatch.setattr(gguf_plan, "to_blocks", _swapped)
     elif trap == "order":
-        monkeypatch.setattr(gguf_plan, "llama_order", lambda rows, heads: torch.arange(rows))
+        monkeypatch.setattr(gguf_plan, "llama_order", lambda rows, _heads: torch.arange(rows))
     else:
 
         def other(library: Any, path: Path, known: Any, tensors: Any, entries: Any, tokenizer: Any) -> None:
