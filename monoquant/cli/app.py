@@ -19,7 +19,7 @@ from monoquant.cli.commands.plugins import plugins
 from monoquant.cli.commands.quantize import quantize
 from monoquant.cli.commands.validate import validate
 from monoquant.cli.exits import EXIT_GATE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, exit_code_of
-from monoquant.cli.streams import Streams
+from monoquant.cli.streams import Streams, settle
 from monoquant.errors import MonoquantError
 
 DEBUG = "MONOQUANT_DEBUG"
@@ -50,6 +50,13 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    try:
+        return _run(arguments)
+    finally:
+        settle()
+
+
+def _run(arguments: Sequence[str]) -> int:
     completion = os.environ.get(_COMPLETE)
     if completion:
         return shell_complete(commands, {}, "monoquant", _COMPLETE, completion)

@@ -34,6 +34,16 @@ class _Console(Console):
         _hush(self.file)
 
 
+def settle() -> None:
+    """Write what is left in stdout and stderr, whoever wrote it: at exit, Python would fail where nobody reads it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # None where the shell closed it
+                stream.flush()
+        except BrokenPipeError:
+            _hush(stream)
+
+
 def _hush(stream: Any) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())  # Python flushes once more at exit, and must not fail then
