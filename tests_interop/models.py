@@ -23,7 +23,7 @@ def build(kind: str, folder: Path, dtype: torch.dtype = torch.float32, **options
         torch.manual_seed(0)
         if kind == "llama":
             own = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False, **options}
-            model: Any = LlamaForCausalLM(LlamaConfig(**SIZES, **own))
+            model: Any = LlamaForCausalLM(LlamaConfig(**{**SIZES, **own}))
         else:
             model = BertModel(BertConfig(**SIZES, num_attention_heads=4, **options))
     model.save_pretrained(folder)

@@ -19,6 +19,6 @@ def test_the_page_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.Monkey
     finally:
         auto.AUTO_QUANTIZER_MAPPING.pop("monoquant", None)
         auto.AUTO_QUANTIZATION_CONFIG_MAPPING.pop("monoquant", None)
-    assert len(pairs) == 3
+    assert len(pairs) == 4
     for said, printed in pairs:
         assert printed == said

@@ -77,13 +77,20 @@ def test_llama(tmp_path: Path, scheme: str, tied: bool) -> None:
     assert_read_as_written(result, tmp_path / FILE)
 
 
-def mixed_passes() -> tuple[mq.Pass, ...]:
-    """INT8 as `skip_to="int8"` packs it has a scale per row; GGUF's has one per 32 weights."""
-    return (
-        mq.SkipSelectionPass(rules=[mq.NameRule("v_proj", "down_proj", skip_to="int8")]),
-        mq.Int8PackPass(group_size=32, scale_dtype=torch.float16),
+def test_mixed_schemes(tmp_path: Path) -> None:
+    """INT8 as quantize(skip_to="int8") packs it has a scale per row, so passes say what GGUF has."""
+    model, rule = build("llama", tmp_path / "float"), mq.NameRule("v_proj", "down_proj", skip_to="int8")
+    with pytest.raises(mq.FileError, match="it has one scale for a row; quantize with group_size=32"):
+        mq.save(quantized(model, **INT4, rules=[rule]), tmp_path / FILE, plugins=False)
+    passes = [
+        mq.SkipSelectionPass.from_options(extra_rules=[rule]),
         mq.Int4PackPass(group_size=32, symmetric=True),
-    )
+        mq.Int8PackPass(group_size=32, scale_dtype=torch.float16),
+    ]
+    result = mq.Quantizer(passes).run(model)
+    mq.save(result, tmp_path / FILE, plugins=False)
+    assert {one.kind for one in gguf_plan.planned(result.model)[1]} == {"Q4_0", "Q8_0", "F32"}
+    assert_read_as_written(result, tmp_path / FILE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -142,7 +149,7 @@ def test_a_wrong_file_is_found_and_removed(tmp_path: Path, monkeypatch: pytest.M
     if trap == "codes":
         monkeypatch.setattr(gguf_plan, "to_blocks", _swapped)
     elif trap == "order":
-        monkeypatch.setattr(gguf_plan, "llama_order", lambda rows, _heads: torch.arange(rows))
+        monkeypatch.setattr(gguf_plan, "llama_order", lambda rows, _: torch.arange(rows))
     else:
 
         def other(library: Any, path: Path, known: Any, tensors: Any, entries: Any, tokenizer: Any) -> None:
@@ -158,6 +165,28 @@ def test_a_wrong_file_is_found_and_removed(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(mq.FileError, match="what was written is not what it should be, and is removed again"):
         mq.save(result, tmp_path / FILE, plugins=False)
     assert {one.name for one in tmp_path.iterdir()} == {"float"}
+
+
+def test_what_stops_the_writer_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, and a broken file beside the tokenizer."""
+    result = quantized(build("llama", tmp_path / "float"), **INT4)
+    source = tmp_path / "source"
+    source.mkdir()
+    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    (source / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    (source / "tokenizer_config.json").write_text("{")
+    wide = build("llama", tmp_path / "wide", vocab_size=smollm2.tokenizer().get_vocab_size())
+    wide.name_or_path = str(source)  # type: ignore[assignment]
+    with pytest.raises(mq.FileError, match=r"cannot be written \(Expecting property name"):
+        mq.save(quantized(wide, **INT4), tmp_path / FILE, plugins=False)
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    with pytest.raises(mq.FileError, match=r"model\.gguf: cannot be written \(No space left on device\)"):
+        mq.save(result, tmp_path / FILE, plugins=False)
+    assert {one.name for one in tmp_path.iterdir()} == {"float", "source", "wide"}
 
 
 def _halved(tensor: gguf_plan.GgufTensor) -> gguf_plan.GgufTensor:

@@ -83,6 +83,8 @@ def _write(
         writer.write_ti_data_to_file()
         for one in tensors:
             writer.write_tensor_data(one.content().numpy())
+    except (OSError, ValueError) as error:  # a full disk, or broken files beside the tokenizer
+        raise FileError(f"{path.name}: cannot be written ({error})") from error
     finally:
         writer.close()
 

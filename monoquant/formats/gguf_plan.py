@@ -22,6 +22,8 @@ from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.source import joined, names_of_modules
 
 _FLOAT_KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_MOST_NAMES = 6
+"""In a line of an error, whose `layers` has all of them; large models have hundreds."""
 _SKIP = "skip it by modules_to_not_convert"
 
 
@@ -155,8 +157,8 @@ def _obstacles(module: PackedModule, matrix: Any) -> Iterator[str]:
     if matrix.columns % BLOCK != 0:
         yield f"its {matrix.columns} input features are no multiple of {BLOCK}; {_SKIP}"
     elif scheme.group_size != BLOCK:
-        size = "a whole row" if scheme.group_size is None else f"{scheme.group_size} input features"
-        yield f"it has a scale per {size}; quantize with group_size={BLOCK}"
+        size = "a row" if scheme.group_size is None else f"{scheme.group_size} input features"
+        yield f"it has one scale for {size}; quantize with group_size={BLOCK}"
     if scheme.scale_dtype != torch.float16:
         yield f"its scales are {scheme.scale_dtype}; quantize with scale_dtype=torch.float16"
 
@@ -166,5 +168,10 @@ def _listed(problems: Mapping[str, list[str]]) -> str:
     for name, found in problems.items():
         for problem in dict.fromkeys(found):
             layers.setdefault(problem, []).append(name)
-    lines = "\n".join(f"- {quoted(names)}: {problem}" for problem, names in layers.items())
+    lines = "\n".join(f"- {_shortened(names)}: {problem}" for problem, names in layers.items())
     return f"GGUF cannot hold these layers exactly:\n{lines}"
+
+
+def _shortened(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return quoted(names) if more <= 0 else f"{quoted(names[:_MOST_NAMES])} and {more} more"

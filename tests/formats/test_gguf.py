@@ -191,8 +191,8 @@ def _double() -> LlamaForCausalLM:
 
 UNHELD: list[tuple[str, Callable[[], mq.QuantResult]]] = [
     ("its codes are asymmetric; quantize with symmetric=True", lambda: quantized(symmetric=False)),
-    ("a scale per 64 input features; quantize with group_size=32", lambda: quantized(group_size=64)),
-    ("a scale per a whole row; quantize with group_size=32", lambda: quantized(bits=8, group_size=None)),
+    ("one scale for 64 input features; quantize with group_size=32", lambda: quantized(group_size=64)),
+    ("one scale for a row; quantize with group_size=32", lambda: quantized(bits=8, group_size=None)),
     (
         r"its scales are torch.float32; quantize with scale_dtype=torch.float16",
         lambda: quantized(bits=8, scale_dtype=torch.float32),
@@ -229,6 +229,9 @@ def test_all_problems_are_told_at_once() -> None:
         planned(result.model)
     lines = str(caught.value).splitlines()
     assert lines[0] == "GGUF cannot hold these layers exactly:"
+    assert any(
+        "'model.layers.0.self_attn.o_proj', 'model.layers.1.self_attn.q_proj' and 4 more: " in one for one in lines
+    )
     assert any("asymmetric" in line for line in lines)
     assert any("scales are torch.float32" in line for line in lines)
     assert {"model.layers.0.self_attn.q_proj", "lm_head"} <= set(caught.value.layers)
