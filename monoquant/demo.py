@@ -108,7 +108,7 @@ def run_demo(write: Write, *, steps: int = DEFAULT_STEPS, keep: Path | None = No
 
     Raises:
         InputError: When this Python ships without its documentation topics.
-        FileError: When a file cannot be written, or does not give back the model that was saved.
+        FileError: When a file cannot be written, would replace another one, or does not give back the model that was saved.
         AccuracyError: When quantization damages a layer badly.
         PluginError: When a plugin is wrong.
     """
@@ -141,6 +141,9 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         keep.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{keep}: cannot be used as a folder ({error}); give another one") from error
+    there = [name for name in (FLOAT_FILE, INT4_FILE) if (keep / name).exists()]
+    if there:
+        raise FileError(f"{keep}: holds {' and '.join(there)}, which would be replaced; give another folder")
     yield keep
 
 

@@ -89,6 +89,14 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         demo.run_demo(lambda _: None, steps=1, keep=blocked)
 
 
+def test_files_of_somebody_elses_stay(tmp_path: Path) -> None:
+    """A folder that holds one of the two names is refused before anything is trained."""
+    (tmp_path / demo.FLOAT_FILE).write_text("precious")
+    with pytest.raises(mq.FileError, match="holds float.safetensors, which would be replaced; give another folder"):
+        demo.run_demo(lambda _: None, steps=1, keep=tmp_path)
+    assert (tmp_path / demo.FLOAT_FILE).read_text() == "precious"
+
+
 def test_a_python_without_its_topics_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some distributions leave pydoc_data out."""
     monkeypatch.setitem(__import__("sys").modules, "pydoc_data.topics", None)

@@ -97,7 +97,7 @@ def _told(error: Exception, streams: Streams) -> int:
     code = exit_code_of(error)
     # Which pass noticed that a limit is not kept, is nobody's concern.
     notes = () if code == EXIT_GATE else getattr(error, "__notes__", ())
-    if isinstance(error, MonoquantError) and code != EXIT_INTERNAL:
+    if isinstance(error, (MonoquantError, OSError)) and code != EXIT_INTERNAL:
         streams.fail("\n".join([str(error), *notes]))
     else:
         kind = type(error).__name__

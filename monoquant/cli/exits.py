@@ -20,6 +20,7 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], int], ...]] = (
     (InputError, EXIT_INPUT),
     (FileError, EXIT_INPUT),
     (PluginError, EXIT_INPUT),
+    (OSError, EXIT_INPUT),
 )
 
 

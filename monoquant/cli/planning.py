@@ -9,9 +9,11 @@ from typing import Any
 import attrs
 from torch import Tensor, nn
 
+from monoquant.cli.recipe_options import seen_from
 from monoquant.cli.session import Session
-from monoquant.cli.target import Target, require_space
+from monoquant.cli.target import Target
 from monoquant.disk.kinds import FileKind, kind_of
+from monoquant.disk.replacing import require_space
 from monoquant.hooks import PluginManager
 from monoquant.opening import OpenedKind, OpenedModel
 from monoquant.recipes import PluginsTable, Recipe, located, planner_of, quantize_options
@@ -35,7 +37,7 @@ def completed(recipe: Recipe, model: OpenedModel) -> Recipe:
         for name in ("calibration", "compare"):
             table = getattr(recipe, name)
             if table is not None and table.tokenizer is None and _is_text(recipe, table.data):
-                values[f"{name}.tokenizer"] = str(model.path.absolute())
+                values[f"{name}.tokenizer"] = seen_from(recipe.folder, str(model.path))
     return recipe.with_values(values)
 
 

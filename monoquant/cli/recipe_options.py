@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import attrs
 import click
 
+from monoquant.errors import ConfigError
 from monoquant.recipes import Recipe, SkipEntry
 
 _FILE = click.Path(path_type=Path)
@@ -39,6 +40,7 @@ _GATE = {
     "baseline": "gate.baseline",
     "max_drop": "gate.tolerance_db",
 }
+_POLICY = "gate.accuracy_warning"
 _PATHS = ("calibration.data", "calibration.tokenizer", "gate.baseline")
 
 _SCHEME_OPTIONS = (
@@ -93,6 +95,8 @@ def recipe_options(*, data: bool, scheme: bool = True) -> Callable[[Callable[...
             skip: tuple[str, ...] = (),
             **given: Any,
         ) -> int:
+            if not scheme:
+                _require_limits(settings)
             keys = {**_SCHEME, **_DATA, **_GATE}
             values = {key: given.pop(name) for name, key in keys.items() if name in given}
             recipe = _recipe(recipe_file, {key: value for key, value in values.items() if value is not None}, settings)
@@ -107,14 +111,29 @@ def recipe_options(*, data: bool, scheme: bool = True) -> Callable[[Callable[...
     return decorate
 
 
+def _require_limits(settings: Iterable[str]) -> None:
+    """Refuse settings that would change nothing where nothing is quantized."""
+    idle = [one for one in settings if not one.strip().startswith("gate.") or one.strip().startswith(_POLICY)]
+    if idle:
+        raise ConfigError(
+            f"--set {', '.join(idle)}: nothing is quantized here, so set limits only, such as gate.fail_on"
+        )
+
+
 def _recipe(file: Path | None, values: dict[str, Any], settings: tuple[str, ...]) -> Recipe:
     recipe = Recipe() if file is None else Recipe.from_file(file)
     # Paths on a command line start where it was typed, and those in a recipe at its folder.
-    own = {key: _seen_from(recipe.folder, value) if key in _PATHS else value for key, value in values.items()}
+    own = {key: seen_from(recipe.folder, value) if key in _PATHS else value for key, value in values.items()}
     return recipe.with_values(own).with_settings(settings)
 
 
-def _seen_from(folder: Path, given: str) -> str:
+def seen_from(folder: Path, given: str) -> str:
+    """A path of a command line, as a recipe in a folder would say it; what is absolute, or code, stays as it is.
+
+    Args:
+        folder: The recipe's.
+        given: As it was typed.
+    """
     is_path = Path(given).exists() or ":" not in given
     if not is_path or Path(given).is_absolute():
         return given

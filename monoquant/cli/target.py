@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import attrs
 from monoquant.errors import ConfigError, FileError
 from monoquant.formats.base import Exporter
 from monoquant.registry import Registered
-from monoquant.report.table import format_bytes
 
 FOLDER_FORMAT = "huggingface"
 
@@ -109,24 +107,6 @@ def require_apart(option: str, paths: Sequence[Path], kept: Mapping[str, Path | 
 
 def _is_part_of(path: Path, folder: Path | None) -> bool:
     return folder is not None and folder.is_dir() and path.exists() and path.resolve().is_relative_to(folder.resolve())
-
-
-def require_space(path: Path, needed: int) -> None:
-    """Refuse work whose result would not fit on the disk.
-
-    Args:
-        path: Where it will go.
-        needed: Bytes.
-
-    Raises:
-        FileError: With what is needed, and what is free.
-    """
-    free = shutil.disk_usage(path.absolute().parent).free
-    if free < needed:
-        raise FileError(
-            f"{path}: no space left, the result needs {format_bytes(needed)} and its folder has {format_bytes(free)} "
-            "free; make room, or give another folder"
-        )
 
 
 def size_of(path: Path) -> int:

@@ -6,6 +6,7 @@ import enum
 import math
 import types
 import typing
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import attrs
@@ -77,7 +78,9 @@ def _build(kind: Any, data: Any) -> Any:
         return origin(_build(item_kind, item) for item_kind, item in _paired(arguments, data))
     if attrs.has(kind):
         hints = typing.get_type_hints(kind)
-        return kind(**{name: _build(hints[name], item) for name, item in data.items()})
+        built = {name: _build(hints[name], item) for name, item in data.items()}
+        _require_fields(kind, built)
+        return kind(**built)
     if kind is torch.dtype:
         return dtype_named(data)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -87,6 +90,12 @@ def _build(kind: Any, data: Any) -> Any:
     if not isinstance(data, kind):
         raise TypeError(f"{data!r} is not a {kind.__name__}")
     return data
+
+
+def _require_fields(kind: Any, given: Collection[str]) -> None:
+    missing = [one.name for one in attrs.fields(kind) if one.default is attrs.NOTHING and one.name not in given]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(map(repr, missing))}")
 
 
 def _option(kinds: tuple[Any, ...], data: Any) -> Any:

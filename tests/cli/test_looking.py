@@ -164,3 +164,30 @@ def test_a_limit_of_growth_that_judged_nothing_fails(run: Run, quantized: None) 
     assert told.code == 1
     assert "--max-growth has nothing to judge" in told.out
     assert run("compare", "other.json", "a.json", "--max-drop", "0").code == 0
+
+
+def test_inspect_replaces_nothing_that_it_reads(run: Run, quantized: None) -> None:
+    """And refuses forms that it cannot write as the other commands do."""
+    before = Path("a.json").read_bytes()
+    told = run("inspect", "a.json", "--report", "a.json")
+    assert (told.code, Path("a.json").read_bytes()) == (2, before)
+    assert "it is, or is a part of, the model" in told.err
+    assert run("inspect", "a.json", "--report", "a.doc").code == 2
+    assert "wrote again.html" in run("inspect", "a.json", "--report", "again.html").err
+
+
+@pytest.mark.parametrize("setting", ["scheme.bits=8", "gate.accuracy_warning=ignore", "calibration.samples=3"])
+def test_settings_that_would_change_nothing_are_refused(run: Run, quantized: None, setting: str) -> None:
+    """Validating quantizes nothing."""
+    told = run("validate", "a.json", "--set", setting)
+    assert told.code == 2
+    assert f"--set {setting}: nothing is quantized here" in told.err
+    assert run("validate", "a.json", "--set", "gate.min_layer_sqnr_db=1").code == 0
+
+
+def test_layers_that_were_not_compared_are_told(run: Run) -> None:
+    """Where the report has no figure to compare with."""
+    run("quantize", *TRUSTED, "-o", "x.safetensors", "--set", "validation.run=false")
+    told = run("validate", "x.safetensors", "float.safetensors")
+    assert told.code == 0, told.err
+    assert "not-compared: The weights of layer '0' were not held against the float ones" in told.out

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,7 +136,7 @@ def test_a_full_disk_is_known_before_the_work(run: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr("monoquant.cli.commands.quantize.quantize_model", None)  # would fail if it were called
     told = run("quantize", *TRUSTED, "--data", "data.safetensors", "-o", "x.safetensors")
     assert told.code == 3
-    assert "no space left, the result needs" in told.err
+    assert "no space left, the file needs" in told.err
     assert "1000 B free" in told.err
 
 
@@ -253,3 +255,14 @@ def test_a_home_of_nobody_is_no_file(run: Run) -> None:
     told = run("quantize", *TRUSTED, "--data", "~nobody-of-that-name/data.safetensors", "-o", "x.safetensors")
     assert told.code == 3
     assert "~nobody-of-that-name/data.safetensors: no such file" in told.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_under_stdout_is_no_error_of_monoquants_own(run: Run, tmp_path: Path) -> None:
+    """It is told in the system's words."""
+    command = [sys.executable, "-m", "monoquant", "plan", "float.safetensors", "--no-plugins"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "please report it" not in done.stderr

@@ -171,3 +171,11 @@ def test_frozen() -> None:
     for value in (mq.ValidationResult(), mq.CalibrationFacts(1, 1), mq.Origin("x")):
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(value, attrs.fields(type(value))[0].name, 1)
+
+
+def test_what_a_report_lacks_is_named() -> None:
+    """By its own words, not by those of Python."""
+    with pytest.raises(
+        mq.FileError, match=r"QuantReport cannot be read: it lacks 'layers', 'findings', 'original_bytes'"
+    ):
+        mq.QuantReport.from_dict({"version": 1, "scheme": {}})

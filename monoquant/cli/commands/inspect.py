@@ -11,13 +11,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from torch import nn
 
-from monoquant.api import save_report
 from monoquant.cli.exits import EXIT_FINE
 from monoquant.cli.opening import opened
-from monoquant.cli.reports import report_option
+from monoquant.cli.reports import report_option, require_forms, write_reports
 from monoquant.cli.session import Session, command
 from monoquant.cli.streams import printable
 from monoquant.cli.tables import report_view, table
+from monoquant.cli.target import require_apart
 from monoquant.numerics.memory import stored_bytes
 from monoquant.opening import OpenedKind
 from monoquant.report.plain import to_plain
@@ -55,7 +55,9 @@ def inspect(session: Session, model: str, reports: tuple[Path, ...]) -> int:
     folder, or a report; what is in it decides, not its name. --report turns the report into another form.
     """
     found = opened(session, model)
-    streams = session.streams
+    streams, plugins = session.streams, session.plugins()
+    require_forms(reports, plugins)
+    require_apart("--report", reports, {"the model": found.path})
     streams.put(kind=found.kind.name.lower(), described=found.described)
     if found.kind in (OpenedKind.QUANTIZED, OpenedKind.REPORT):
         with session.stage(f"reading {model}"):
@@ -66,8 +68,7 @@ def inspect(session: Session, model: str, reports: tuple[Path, ...]) -> int:
             )
         )
         streams.put(report=report.to_dict())
-        for path in reports:
-            save_report(report, path, plugins=session.plugins())
+        write_reports(session, report, reports, plugins)
         return EXIT_FINE
     if reports:
         raise click.UsageError(f"--report: {found.described} has no report; plan or quantize make one")

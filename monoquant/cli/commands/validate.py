@@ -91,6 +91,9 @@ def _strange(difference: WeightDifference, report: QuantReport, original: str) -
         names = [f"{record.layer}.{name}".lstrip(".") for name in record.weights]
         known = [energy for energy in map(energies.get, names) if energy is not None]
         if len(known) < len(names) or record.weight_sqnr_db is None or record.algorithm == _RESCALED:
+            why = "its scales were moved" if record.algorithm == _RESCALED else "the report has no figure of it"
+            message = f"The weights of layer {record.name!r} were not held against the float ones: {why}."
+            yield Finding("not-compared", Severity.INFO, message, record.layer)
             continue
         measured = sum(known[1:], known[0]).sqnr_db
         if not (measured == record.weight_sqnr_db or math.isclose(measured, record.weight_sqnr_db, abs_tol=_SAME_DB)):
