@@ -108,7 +108,8 @@ def run_demo(write: Write, *, steps: int = DEFAULT_STEPS, keep: Path | None = No
 
     Raises:
         InputError: When this Python ships without its documentation topics.
-        FileError: When a file cannot be written, would replace another one, or does not give back the model that was saved.
+        FileError: When a file cannot be written or would replace another one, or does not give back the model that was
+            saved.
         AccuracyError: When quantization damages a layer badly.
         PluginError: When a plugin is wrong.
     """

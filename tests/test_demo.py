@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 def test_files_of_somebody_elses_stay(tmp_path: Path) -> None:
     """A folder that holds one of the two names is refused before anything is trained."""
     (tmp_path / demo.FLOAT_FILE).write_text("precious")
-    with pytest.raises(mq.FileError, match="holds float.safetensors, which would be replaced; give another folder"):
+    with pytest.raises(mq.FileError, match=r"holds float\.safetensors, which would be replaced; give another folder"):
         demo.run_demo(lambda _: None, steps=1, keep=tmp_path)
     assert (tmp_path / demo.FLOAT_FILE).read_text() == "precious"
 

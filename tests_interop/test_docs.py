@@ -11,6 +11,7 @@ from transformers.quantizers import auto
 RUN_PAGE = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "test_docs.py"))["run_page"]
 
 
+@pytest.mark.filterwarnings("ignore:the GGUF file has no tokenizer")  # as the page says
 def test_the_page_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, as a user's."""
     monkeypatch.chdir(tmp_path)

@@ -30,6 +30,9 @@ from tests_interop.models import IDS, SIZES, answer, build, quantized
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # where the models are built
 from common.models import smollm2
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the GGUF file has no tokenizer"
+)  # random models come from no folder with one
 FILE = "model.gguf"
 AUTO = "AutoModelForCausalLM"
 INT4: dict[str, Any] = {"bits": 4, "group_size": 32, "symmetric": True}
@@ -221,3 +224,10 @@ def test_smollm2_writes_the_same_tokens(folder: Path, tmp_path: Path, options: d
     text = "Hello World 123, it's 2026!\n\n  x = foo(bar)  ünï <|im_end|>"
     assert tokenizer(text).input_ids == smollm2.tokenizer().encode(text).ids
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+
+
+def test_a_file_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+    """Few who write one mean it."""
+    result = quantized(build("llama", tmp_path / "float"), **INT4)
+    with pytest.warns(UserWarning, match="the GGUF file has no tokenizer, as the model comes from no folder"):
+        mq.save(result, tmp_path / FILE, plugins=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,11 @@ from monoquant.formats.gguf_names import Architecture
 from monoquant.formats.gguf_plan import GgufTensor, planned
 from monoquant.formats.gguf_tokenizer import GgufTokenizer, tokenizer_of
 from monoquant.quantizer import QuantResult
+
+_NO_TOKENIZER = (
+    "the GGUF file has no tokenizer, as the model comes from no folder with a tokenizer.json: llama.cpp takes and "
+    "gives numbers of tokens only"
+)
 
 
 class GgufExporter(Exporter):
@@ -42,6 +48,8 @@ class GgufExporter(Exporter):
         entries = {**model_entries(model, architecture, tensors), **tokenizer.entries}
         _write(library, path, architecture, tensors, entries, tokenizer)
         check_file(library, path, tensors, {"general.architecture": architecture.name, **entries})
+        if tokenizer.folder is None:
+            warnings.warn(_NO_TOKENIZER, stacklevel=2)
 
 
 def _held(model: nn.Module) -> tuple[Architecture, list[GgufTensor], GgufTokenizer]:

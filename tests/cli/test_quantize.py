@@ -266,3 +266,30 @@ def test_a_full_disk_under_stdout_is_no_error_of_monoquants_own(run: Run, tmp_pa
     assert done.returncode == 3, done.stderr
     assert "No space left on device" in done.stderr
     assert "please report it" not in done.stderr
+
+
+WARNING = """
+import warnings
+import monoquant as mq
+
+class Lossy(mq.Exporter):
+    name = "lossy"
+    suffixes = (".lossy",)
+
+    def write(self, result, path):
+        path.write_text("as it is")
+        warnings.warn("colours are lost", stacklevel=1)
+
+@mq.hookimpl
+def monoquant_register_exporters():
+    return [Lossy()]
+"""
+
+
+def test_what_a_format_warns_of_is_told(run: Run) -> None:
+    """Though libraries' warnings are not, while the model is read and quantized."""
+    Path("lossy.py").write_text(WARNING)
+    told = run("quantize", *TRUSTED, "-o", "x.lossy", "--plugin", "lossy.py")
+    assert told.code == 0, told.err
+    assert "monoquant: Warning: colours are lost" in told.err
+    assert Path("x.lossy").read_text() == "as it is"

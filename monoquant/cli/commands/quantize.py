@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,11 @@ def _run(
     require_possible(session, recipe, source, target, plugins)
     options = run_options(session, recipe, plugins)
     result = quantize_model(source, **options)
-    with session.stage(f"writing {target.path}"):
+    with session.stage(f"writing {target.path}"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
         save(result, target.path, target.format, plugins=plugins)
+    for one in caught:
+        session.streams.say(f"Warning: {one.message}")
     return result.report
 
 
