@@ -19,7 +19,8 @@ from monoquant.cli.commands.plugins import plugins
 from monoquant.cli.commands.quantize import quantize
 from monoquant.cli.commands.validate import validate
 from monoquant.cli.exits import EXIT_GATE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, exit_code_of
-from monoquant.cli.streams import Streams, settle
+from monoquant.cli.outlet import outlets
+from monoquant.cli.streams import Streams
 from monoquant.errors import MonoquantError
 
 DEBUG = "MONOQUANT_DEBUG"
@@ -50,10 +51,8 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    try:
+    with outlets():
         return _run(arguments)
-    finally:
-        settle()
 
 
 def _run(arguments: Sequence[str]) -> int:

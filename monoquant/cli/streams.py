@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import sys
 from typing import Any, TextIO
 
@@ -27,35 +25,9 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
-class _Console(Console):
-    """Goes on when its reader (head, say) has left: what comes of a command does not depend on who listens."""
-
-    def on_broken_pipe(self) -> None:
-        _hush(self.file)
-
-
-def settle() -> None:
-    """Write what is left in stdout and stderr, whoever wrote it: at exit, Python would fail where nobody reads it."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:  # None where the shell closed it
-                stream.flush()
-        except BrokenPipeError:
-            _hush(stream)
-
-
-def _hush(stream: Any) -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())  # Python flushes once more at exit, and must not fail then
-    os.close(nowhere)
-
-
-def _console(stream: TextIO | None) -> Console:
-    open_one = io.StringIO() if stream is None else stream  # None where the shell closed it
-    if isinstance(open_one, io.TextIOWrapper):
-        open_one.reconfigure(errors="backslashreplace")  # names may hold what an encoding, as ASCII, does not
-    width = None if open_one.isatty() else _WIDE
-    return _Console(file=open_one, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+def _console(stream: TextIO) -> Console:
+    width = None if stream.isatty() else _WIDE
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 @attrs.define
@@ -109,11 +81,8 @@ class Streams:
             self._write(text)
 
     def _write(self, text: str) -> None:
-        try:
-            self.out.file.write(text)
-            self.out.file.flush()
-        except BrokenPipeError:
-            _hush(self.out.file)
+        self.out.file.write(text)
+        self.out.file.flush()
 
     def put(self, **fields: Any) -> None:
         """Add to the JSON document.

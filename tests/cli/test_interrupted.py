@@ -102,13 +102,24 @@ COMMANDS = [
 ]
 
 
+def buffered() -> dict[str, str]:
+    """Streams that keep what could not be written, and fail at exit once more; some machines turn that off."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def left_by_reader(folder: Path, arguments: tuple[str, ...], redirection: str) -> subprocess.CompletedProcess[str]:
     """A command whose reader has gone before anything is written."""
-    code = "import time, sys; time.sleep(.5); from monoquant.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import time, sys, warnings; time.sleep(.5); warnings.warn('a library warns before the command starts'); "
+    code += "from monoquant.cli import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", code, *arguments, "--no-plugins"]
     pipe = f'"$@" {redirection} | true; exit ${{PIPESTATUS[0]}}'
     return subprocess.run(
-        ["/bin/bash", "-c", pipe, "bash", *words], cwd=folder, capture_output=True, text=True, check=False
+        ["/bin/bash", "-c", pipe, "bash", *words],
+        cwd=folder,
+        env=buffered(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -127,6 +138,40 @@ def test_a_reader_that_leaves_changes_no_exit_code(
     assert found.returncode == expected, found.stderr
     assert "Traceback" not in found.stderr
     assert (tmp_path / "out.safetensors").exists() == (arguments[0] == "quantize" and not expected)
+
+
+FULL = [
+    (("plan", "float.safetensors"), ">/dev/full", 3),
+    (("plan", "float.safetensors", "--json"), ">/dev/full", 3),
+    (("plan", "float.safetensors"), ">/dev/full 2>&1", 3),
+    (("plan", "--help"), ">/dev/full", 3),
+    (("plan", "float.safetensors"), "2>/dev/full", 0),
+    (("plan", "--no-such-option"), "2>/dev/full", 2),
+    (("validate", "float.safetensors", "--min-layer-sqnr", "x"), "2>/dev/full", 2),
+    (("plan", "nothing.safetensors"), "2>/dev/full", 3),
+]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(("arguments", "redirection", "expected"), FULL)
+def test_a_full_disk_under_a_stream(
+    tmp_path: Path, arguments: tuple[str, ...], redirection: str, expected: int
+) -> None:
+    """Results that are lost are an error, in the system's words; messages that are lost are none."""
+    write_container(tmp_path / "float.safetensors", {"up.weight": torch.ones(64, 64)}, {})
+    words = [sys.executable, "-m", "monoquant", *arguments, "--no-plugins"]
+    found = subprocess.run(
+        ["/bin/bash", "-c", f'"$@" {redirection}', "bash", *words],
+        cwd=tmp_path,
+        env=buffered(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == expected, found.stderr
+    assert "Traceback" not in found.stderr
+    told = found.stderr.endswith("monoquant: [Errno 28] No space left on device\n")  # torch may warn before it
+    assert told == (redirection == ">/dev/full")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs bash")

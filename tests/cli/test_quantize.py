@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -255,17 +253,6 @@ def test_a_home_of_nobody_is_no_file(run: Run) -> None:
     told = run("quantize", *TRUSTED, "--data", "~nobody-of-that-name/data.safetensors", "-o", "x.safetensors")
     assert told.code == 3
     assert "~nobody-of-that-name/data.safetensors: no such file" in told.err
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_under_stdout_is_no_error_of_monoquants_own(run: Run, tmp_path: Path) -> None:
-    """It is told in the system's words."""
-    command = [sys.executable, "-m", "monoquant", "plan", "float.safetensors", "--no-plugins"]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 3, done.stderr
-    assert "No space left on device" in done.stderr
-    assert "please report it" not in done.stderr
 
 
 WARNING = """
