@@ -22,6 +22,7 @@ from monoquant.numerics.memory import byte_view
 
 HASHES_KEY = "tensors.sha256"
 METADATA_HASH_KEY = "metadata.sha256"
+_NO_HASH = "0" * 64
 
 
 def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -41,10 +42,14 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
     refuse_unknown_kinds(tensors)
     slots = arranged(tensors)
     with replacement(path, size=size_of(slots, metadata)) as file:
-        on_disk = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        file.write(header_of(slots, sealed(metadata, {name: hash_of(name, one) for name, one in on_disk.items()})))
+        file.write(header_of(slots, sealed(metadata, dict.fromkeys(slots, _NO_HASH))))
+        hashes = {}
         for name in slots:
-            file.write(byte_view(on_disk[name]))
+            tensor = tensors[name].detach().cpu().contiguous()
+            hashes[name] = hash_of(name, tensor)
+            file.write(byte_view(tensor))
+        file.seek(0)
+        file.write(header_of(slots, sealed(metadata, hashes)))  # as long as the first: hashes are of one length
 
 
 def refuse_unknown_kinds(tensors: Mapping[str, Tensor]) -> None:
@@ -134,7 +139,7 @@ def size_of(slots: Mapping[str, Slot], metadata: Mapping[str, str]) -> int:
         slots: As :func:`arranged` gives them.
         metadata: Texts by key.
     """
-    header = header_of(slots, sealed(metadata, dict.fromkeys(slots, "0" * 64)))
+    header = header_of(slots, sealed(metadata, dict.fromkeys(slots, _NO_HASH)))
     return len(header) + max((slot.end for slot in slots.values()), default=0)
 
 

@@ -23,6 +23,26 @@ _BETWEEN_LINES = 10.0
 
 
 @attrs.define(eq=False)
+class Tally:
+    """What a function that does something tells of its progress, for a stage to look at."""
+
+    _seen: tuple[float, float] = (0, 0)
+
+    def count(self, done: float, total: float) -> None:
+        """What such functions are given to call.
+
+        Args:
+            done: What is done.
+            total: What there is to do.
+        """
+        self._seen = done, total
+
+    def look(self) -> tuple[float, float]:
+        """What was told last; nothing of nothing at first."""
+        return self._seen
+
+
+@attrs.define(eq=False)
 class _Stage:
     """Something that takes a while."""
 
@@ -36,7 +56,7 @@ class _Stage:
         if self.look is None:
             return None
         done, total = self.look()
-        return (done, total) if total > 0 else None
+        return (min(done, total), total) if total > 0 else None
 
     def line(self, now: float) -> str:
         found = self.progress
@@ -54,7 +74,7 @@ class _Stage:
 
     def _times(self, found: tuple[float, float] | None, now: float) -> str:
         passed = now - self.begun
-        if found is None or found[0] <= 0:
+        if found is None or not 0 < found[0] < found[1]:  # what comes after the last byte, nobody knows
             return clock(passed)
         done, total = found
         return f"{clock(passed)}, about {clock(passed / done * (total - done))} left"

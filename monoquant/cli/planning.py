@@ -93,5 +93,5 @@ def run_options(session: Session, recipe: Recipe, plugins: PluginManager) -> dic
     without = attrs.evolve(recipe, plugins=PluginsTable())
     with session.stage("reading data"):
         options = quantize_options(without, trust_code=session.trust_code)
-    counted = {"progress": session.watcher.count_samples} if recipe.calibration is not None else {}
+    counted = {"progress": session.watcher.samples.count} if recipe.calibration is not None else {}
     return {**options, **counted, "plugins": plugins, "recipe": recipe.to_toml()}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import attrs
 import click
 
-from monoquant.cli.meter import Meter
+from monoquant.cli.meter import Look, Meter
 from monoquant.cli.streams import Streams
 from monoquant.cli.watching import StageWatcher
 from monoquant.errors import ConfigError, InputError
@@ -80,14 +80,15 @@ class Session:
         return manager
 
     @contextmanager
-    def stage(self, what: str) -> Iterator[None]:
+    def stage(self, what: str, look: Look | None = None) -> Iterator[None]:
         """Say what the block does.
 
         Args:
             what: For a person.
+            look: How far it is; default: nobody knows.
         """
         self.streams.detail(what)
-        with self.meter.stage(what):
+        with self.meter.stage(what, look):
             yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import monoquant
-from monoquant.cli.meter import Look, Meter
+from monoquant.cli.meter import Look, Meter, Tally
 from monoquant.context import QuantContext
 from monoquant.passes.base import Pass
 from monoquant.passes.budget import BudgetPass
@@ -17,20 +17,14 @@ class StageWatcher:
 
     Args:
         meter: What shows it.
+
+    Attributes:
+        samples: What ``quantize(progress=...)`` tells of calibration data.
     """
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._samples = (0, 0)
-
-    def count_samples(self, done: int, total: int) -> None:
-        """What ``quantize(progress=...)`` calls.
-
-        Args:
-            done: Samples that were run.
-            total: Samples that are wanted, at most.
-        """
-        self._samples = (done, total)
+        self.samples = Tally()
 
     @monoquant.hookimpl
     def monoquant_before_pass(self, pass_: Pass, context: QuantContext) -> None:
@@ -45,8 +39,8 @@ class StageWatcher:
     def _stage(self, pass_: Pass, context: QuantContext) -> tuple[str, Look | None]:
         match pass_:
             case CalibrationPass():
-                self._samples = (0, 0)
-                return "running calibration data", lambda: self._samples
+                self.samples.count(0, 0)
+                return "running calibration data", self.samples.look
             case BudgetPass():
                 wanted = {layer.name for layer in context.quantized_layers()}
                 return "weighing layers", lambda: (len({key[0] for key in tuple(context.represented)}), len(wanted))

@@ -77,6 +77,20 @@ def staged(path: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def written_so_far(path: Path) -> int:
+    """Bytes that this process has written of a file or folder which is not in its place yet.
+
+    Args:
+        path: Target of :func:`replacement` or :func:`staged`.
+    """
+    written = 0
+    for temporary in path.parent.glob(f".{glob.escape(_stem(path))}.{os.getpid()}.*{_TEMPORARY_SUFFIX}"):
+        for file in (temporary, *temporary.rglob("*")):
+            with suppress(OSError):  # gone since
+                written += file.stat().st_size * file.is_file()
+    return written
+
+
 def require_space(path: Path, size: int) -> None:
     """Refuse to begin what the disk cannot hold beside what is there.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -153,12 +153,15 @@ def _what(one: TensorDifference) -> str:
     return ": ".join(words)
 
 
-def compare_weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> WeightDifference:
+def compare_weights(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], progress: Callable[[int, int], None] | None = None
+) -> WeightDifference:
     """Hold the weights of a model against those of another one, tensor by tensor.
 
     Args:
         before: Tensors by full name, dequantized; what is asked for by name may be read then.
         after: The same of the other model. Tensors of other floating dtypes are compared as numbers.
+        progress: Called as ``progress(tensors, total)``, with the tensors that are done; default: nobody is told.
 
     Returns:
         Energies of the differences, the first model's tensors being the signal. Tensors of integers and flags are
@@ -167,7 +170,12 @@ def compare_weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
     Raises:
         InputError: For a tensor without values (meta), or a value that is no tensor.
     """
-    found = [_compare(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
+    names = dict.fromkeys([*before, *after])
+    found: list[TensorDifference] = []
+    for name in names:
+        found.append(_compare(name, before.get(name), after.get(name)))
+        if progress is not None:
+            progress(len(found), len(names))
     pooled = Energy()
     for one in found:
         if one.energy is not None:

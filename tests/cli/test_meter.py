@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from monoquant.cli import meter as module
-from monoquant.cli.meter import Meter, clock
+from monoquant.cli.meter import Meter, Tally, clock
 
 
 def wait_for(console_text: io.StringIO, text: str) -> str:
@@ -39,6 +39,29 @@ def test_lines_say_how_far_it_is_and_how_long_it_will_take() -> None:
         shown = wait_for(text, "choosing codes: 25% after 0 s, about 0 s left\n")
     assert shown.startswith("monoquant: ")
     assert "\x1b" not in text.getvalue()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("done", "shown"), [(0, "0%"), (4, "100%"), (5, "100%")])
+def test_no_time_is_foretold_where_nobody_knows_it(done: int, shown: str) -> None:
+    """Before anything is done, and while the last of it reaches the disk."""
+    text = io.StringIO()
+    meter = Meter(Console(file=text, width=200))
+    with meter.running(), meter.stage("writing", lambda: (done, 4)):
+        wait_for(text, f"writing: {shown} after 0 s\n")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_tally_says_what_it_was_told() -> None:
+    """Nothing at first, and then the last."""
+    tally = Tally()
+    text = io.StringIO()
+    meter = Meter(Console(file=text, width=200))
+    with meter.running(), meter.stage("comparing", tally.look):
+        wait_for(text, "comparing: after 0 s\n")
+        tally.count(1, 4)
+        tally.count(2, 4)
+        wait_for(text, "comparing: 50% after 0 s, about 0 s left\n")
 
 
 @pytest.mark.usefixtures("impatient")

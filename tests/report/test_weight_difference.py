@@ -43,6 +43,15 @@ def test_sqnr_is_that_of_its_definition(pairs: list[tuple[float, float]], dtype:
     assert difference.energy == found.energy
 
 
+def test_progress_is_told_of_every_tensor() -> None:
+    """Of those that only one model has as well; the result is the same."""
+    told: list[tuple[int, int]] = []
+    after = {"a": FIRST["a"], "more": torch.ones(1)}
+    found = mq.compare_weights(FIRST, after, lambda done, total: told.append((done, total)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert found == mq.compare_weights(FIRST, after)
+
+
 def test_pooled_sqnr_adds_energies() -> None:
     """Decibels are not averaged: 25 and 4 of signal, 1 and 1 of noise."""
     difference = compare(a=torch.tensor([[3.0, 5.0]]), b=torch.tensor([1.0, 1.0, 1.0, 2.0]))

@@ -9,6 +9,7 @@ import click
 
 from monoquant.api import Gate
 from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
+from monoquant.cli.meter import Tally
 from monoquant.cli.opening import float_state, opened
 from monoquant.cli.session import Session, command
 from monoquant.cli.tables import verdict
@@ -42,8 +43,9 @@ def compare(
         return _compare_reports(session, first, one.report(), other.report(), max_drop, max_growth)
     if max_growth is not None or max_drop is not None:
         raise click.UsageError("--max-drop and --max-growth judge reports: give two that have one, and no --weights")
-    with session.stage("comparing weights"):
-        found = compare_weights(float_state(one), float_state(other))
+    tally = Tally()
+    with session.stage("comparing weights", tally.look):
+        found = compare_weights(float_state(one), float_state(other), tally.count)
     session.streams.show(str(found))
     session.streams.put(weights=found.to_dict())
     return EXIT_FINE

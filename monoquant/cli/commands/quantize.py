@@ -13,6 +13,7 @@ import click
 from monoquant.api import quantize as quantize_model
 from monoquant.api import quantize_file, save
 from monoquant.cli.exits import EXIT_FINE
+from monoquant.cli.meter import Tally
 from monoquant.cli.opening import opened
 from monoquant.cli.planning import completed, inputs_of, require_possible, run_options
 from monoquant.cli.recipe_options import recipe_options
@@ -20,10 +21,12 @@ from monoquant.cli.reports import report_option, require_forms, write_reports
 from monoquant.cli.session import Session, command
 from monoquant.cli.tables import report_view
 from monoquant.cli.target import Target, require_apart, size_of, target_of
+from monoquant.disk.replacing import written_so_far
 from monoquant.errors import AccuracyError
 from monoquant.formats.native import FORMAT
 from monoquant.hooks import PluginManager
 from monoquant.opening import OpenedKind, OpenedModel
+from monoquant.quantizer import QuantResult
 from monoquant.recipes import PluginsTable, Recipe, beyond_files, quantize_file_options
 from monoquant.report import QuantReport
 from monoquant.report.table import format_bytes
@@ -101,26 +104,30 @@ def _run(
     require_possible(session, recipe, source, target, plugins)
     options = run_options(session, recipe, plugins)
     result = quantize_model(source, **options)
-    with session.stage(f"writing {target.path}"), warnings.catch_warnings(record=True) as caught:
+    _write(session, result, target, plugins)
+    return result.report
+
+
+def _write(session: Session, result: QuantResult, target: Target, plugins: PluginManager) -> None:
+    size = result.report.quantized_bytes
+    with (
+        session.stage(f"writing {target.path}", lambda: (written_so_far(target.path), size)),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always", UserWarning)
         save(result, target.path, target.format, plugins=plugins)
     for one in caught:
         session.streams.say(f"Warning: {one.message}")
-    return result.report
 
 
 def _streamed(
     session: Session, found: OpenedModel, target: Target, recipe: Recipe, plugins: PluginManager
 ) -> QuantReport:
-    seen = [0, 0]
-
-    def count(done: int, total: int) -> None:
-        seen[:] = done, total
-
+    tally = Tally()
     # Plugins are loaded already, those of the command line among them.
     options = quantize_file_options(attrs.evolve(recipe, plugins=PluginsTable()))
-    options |= {"plugins": plugins, "recipe": recipe.to_toml(), "progress": count}
-    with session.meter.stage("quantizing", lambda: (seen[0], seen[1])):
+    options |= {"plugins": plugins, "recipe": recipe.to_toml(), "progress": tally.count}
+    with session.meter.stage("quantizing", tally.look):
         source = found.streamable or found.given
         return quantize_file(source, target.path, **options)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from monoquant.api import Gate
 from monoquant.checks import AccuracyGate, SqnrCheck
 from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
+from monoquant.cli.meter import Tally
 from monoquant.cli.opening import float_state, opened
 from monoquant.cli.recipe_options import recipe_options
 from monoquant.cli.session import Session, command
@@ -51,8 +52,9 @@ def validate(session: Session, model: str, original: str | None, recipe: Recipe)
             findings += _not_finite(weights)
         if original is not None:
             source = opened(session, original)
-            with session.stage("comparing weights"):
-                difference = compare_weights(float_state(source, weights), weights)
+            tally = Tally()
+            with session.stage("comparing weights", tally.look):
+                difference = compare_weights(float_state(source, weights), weights, tally.count)
                 findings += _strange(difference, report, original)
     elif original is not None:
         raise click.UsageError(f"{model} is {found.described}, which has no weights: leave ORIGINAL out")
