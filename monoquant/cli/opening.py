@@ -23,14 +23,21 @@ def opened(session: Session, given: str) -> OpenedModel:
     return model
 
 
-def float_state(model: OpenedModel, like: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+def float_state(session: Session, model: OpenedModel, like: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
     """The float weights of any model by the names that reports know.
 
     Args:
+        session: Of the command.
         model: The opened model; a quantized one is dequantized.
         like: Weights to compare them with. If they have the names of the checkpoint rather than those of the modules,
             as after ``--as-weights``, so has the result. Default: nobody knows.
     """
+    what = "decoding" if model.kind is OpenedKind.QUANTIZED else "reading"
+    with session.stage(f"{what} {model.given}"):
+        return _float_state(model, like)
+
+
+def _float_state(model: OpenedModel, like: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
     if model.kind is OpenedKind.QUANTIZED:
         return model.dequantized_state()
     # A checkpoint may name tensors otherwise than the modules that they are put into.

@@ -43,9 +43,10 @@ def compare(
         return _compare_reports(session, first, one.report(), other.report(), max_drop, max_growth)
     if max_growth is not None or max_drop is not None:
         raise click.UsageError("--max-drop and --max-growth judge reports: give two that have one, and no --weights")
+    before, after = float_state(session, one), float_state(session, other)
     tally = Tally()
     with session.stage("comparing weights", tally.look):
-        found = compare_weights(float_state(one), float_state(other), tally.count)
+        found = compare_weights(before, after, tally.count)
     session.streams.show(str(found))
     session.streams.put(weights=found.to_dict())
     return EXIT_FINE

@@ -47,15 +47,14 @@ def validate(session: Session, model: str, original: str | None, recipe: Recipe)
     gate = gate_of(recipe) or Gate()
     findings = [*_judged(report, recipe), *gate.judge(report)]
     if found.kind is OpenedKind.QUANTIZED:
-        with session.stage("decoding weights"):
-            weights = found.dequantized_state()
-            findings += _not_finite(weights)
+        weights = float_state(session, found)
+        findings += _not_finite(weights)
         if original is not None:
-            source = opened(session, original)
+            source = float_state(session, opened(session, original), weights)
             tally = Tally()
             with session.stage("comparing weights", tally.look):
-                difference = compare_weights(float_state(source, weights), weights, tally.count)
-                findings += _strange(difference, report, original)
+                difference = compare_weights(source, weights, tally.count)
+            findings += _strange(difference, report, original)
     elif original is not None:
         raise click.UsageError(f"{model} is {found.described}, which has no weights: leave ORIGINAL out")
     failures = gate.failures(findings)
