@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -258,11 +259,19 @@ def test_what_is_saved_must_be_a_result(result: mq.QuantResult, tmp_path: Path) 
         mq.save(result, 3)  # type: ignore[arg-type]
 
 
-def test_text_is_what_print_shows(result: mq.QuantResult, tmp_path: Path) -> None:
-    """With a line end, in a file or not."""
-    assert mq.render_report(result.report) == f"{result.report}\n"
+def test_text_is_what_print_shows_and_what_it_has_no_room_for(result: mq.QuantResult, tmp_path: Path) -> None:
+    """With a line end, in a file or not; also a plan's, which has packed nothing."""
+    text = mq.render_report(result.report)
+    assert text.startswith(f"{result.report}\n")
+    lines = text.removeprefix(f"{result.report}\n").splitlines()
+    named = [record.name for record in result.report.layers]
+    assert [line.split()[0] for line in lines[4 : 4 + len(named)]] == named
+    assert text.endswith("\n")
     mq.save_report(result.report, tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == mq.render_report(result.report, "text")
+    layers = tuple(attrs.evolve(record, matrices=()) for record in result.report.layers)
+    planned = mq.render_report(attrs.evolve(result.report, layers=layers))
+    assert "  weight\n" in planned or "  weight " in planned
 
 
 def test_json_comes_back(result: mq.QuantResult, tmp_path: Path) -> None:
@@ -318,7 +327,9 @@ def test_the_longer_end_of_a_plugin_must_be_asked_for(result: mq.QuantResult, tm
     """``.lines.txt`` is a text file first of all."""
     plugins = manager(reporters=[Lines()])
     mq.save_report(result.report, tmp_path / "a.lines.txt", plugins=plugins)
-    assert (tmp_path / "a.lines.txt").read_text(encoding="utf-8") == f"{result.report}\n"
+    assert (tmp_path / "a.lines.txt").read_text(encoding="utf-8") == mq.render_report(
+        result.report, "text", plugins=False
+    )
     assert int(mq.render_report(result.report, Lines(), plugins=False)) > 5
 
 

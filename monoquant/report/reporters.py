@@ -6,6 +6,7 @@ import abc
 import json
 from typing import ClassVar
 
+from monoquant.report.details import detail_lines
 from monoquant.report.html.page import render_page
 from monoquant.report.quant_report import QuantReport
 
@@ -34,13 +35,13 @@ class Reporter(abc.ABC):
 
 
 class TextReporter(Reporter):
-    """The table that ``print(report)`` shows."""
+    """What ``print(report)`` shows, and what it has no room for: kinds, shapes, rules and what was measured on."""
 
     name: ClassVar[str] = "text"
     suffixes: ClassVar[tuple[str, ...]] = (".txt",)
 
     def render(self, report: QuantReport) -> str:
-        return f"{report}\n"
+        return "\n".join([str(report), *detail_lines(report), ""])
 
 
 class JsonReporter(Reporter):
