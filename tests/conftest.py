@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
@@ -18,6 +19,12 @@ __all__ = ["unchanged"]
 # Machines differ and are busy: how long an example takes says nothing about whether it is right.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Whatever weights torch draws, they are the same ones in every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -21,12 +21,6 @@ FEATURES = 64
 UNWEIGHTED = Gptq(weigh_rows=False)
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Whatever weights torch draws, they are the same ones in every run."""
-    torch.manual_seed(0)
-
-
 def rows(*shape: int, seed: int = 0) -> Tensor:
     """Vectors of unequal size, so that it is seen which of them count."""
     generator = torch.Generator().manual_seed(seed)

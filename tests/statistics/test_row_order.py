@@ -20,12 +20,6 @@ from monoquant.statistics.watch import Block, ProductWatch, RowOrder, WatchedWei
 FEATURES = 64
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Whatever weights torch draws, they are the same ones in every run."""
-    torch.manual_seed(0)
-
-
 Told = list[tuple[str, Tensor, RowOrder | None]]
 
 

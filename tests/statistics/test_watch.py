@@ -16,13 +16,6 @@ from monoquant.numerics.matrix_form import MatrixForm
 from monoquant.statistics.watch import Block, ProductWatch, WatchedWeight
 from tests.statistics.watching import FEATURES, Check, Collect, OneWeight, rows
 
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Whatever weights torch draws, they are the same ones in every run."""
-    torch.manual_seed(0)
-
-
 WAYS: list[tuple[str, Callable[[Tensor, Tensor], Tensor]]] = [
     ("linear", functional.linear),
     ("linear with a bias", lambda x, w: functional.linear(x, w, torch.ones(48))),

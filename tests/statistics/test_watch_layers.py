@@ -13,13 +13,6 @@ from torch.nn import functional
 from monoquant.numerics.matrix_form import MatrixForm
 from tests.statistics.watching import FEATURES, Check, Collect, TwoLayers, rows
 
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Whatever weights torch draws, they are the same ones in every run."""
-    torch.manual_seed(0)
-
-
 CONVOLUTIONS = [
     nn.Conv1d(16, 24, 4, stride=2, padding=1),
     nn.Conv1d(16, 24, 3, dilation=2, groups=2),

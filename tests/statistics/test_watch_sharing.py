@@ -13,12 +13,6 @@ from torch.nn import functional
 from tests.statistics.watching import FEATURES, Check, Collect, TwoLayers, rows
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Whatever weights torch draws, they are the same ones in every run."""
-    torch.manual_seed(0)
-
-
 def in_place_after(a: nn.Linear, b: nn.Linear, x: Tensor) -> None:
     h = x.clone()
     a(h)
