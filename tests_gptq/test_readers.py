@@ -176,12 +176,13 @@ def test_why_asymmetric_codes_take_the_second_version(tmp_path: Path, monkeypatc
 def test_why_the_head_needs_an_empty_block_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Optimum looks in the usual blocks otherwise, and transformers draws the head at random."""
     result = quantized(llama(tmp_path / "float"), **SCHEMES["head"])
-    original = gptq.quantization_config
+    original = gptq.GptqExporter.config_of
 
     def without(*given: Any) -> dict[str, Any]:
         return {key: value for key, value in original(*given).items() if key != "block_name_to_quantize"}
 
-    _unchecked(monkeypatch, quantization_config=without)
+    _unchecked(monkeypatch)
+    monkeypatch.setattr(gptq.GptqExporter, "config_of", without)
     mq.save(result, tmp_path / "m", FORMAT, plugins=False)
     client = read(tmp_path / "m", CLASSES["llama"], "transformers")
     assert "lm_head.weight" not in client["packed"]

@@ -113,13 +113,14 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_why_the_written_folder_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str) -> None:
     """A float Linear that is not listed, or no status, and transformers answers otherwise, or not at all."""
     result = quantized(build("llama", tmp_path / "float"), **SCHEMES["int4-g32"])
-    original = compressed_tensors.quantization_config
+    exporter = compressed_tensors.CompressedTensorsExporter
+    original = exporter.config_of
 
     def broken(*given: Any) -> dict[str, Any]:
         config = original(*given)
         return {**config, "ignore": []} if trap == "ignore" else {**config, "quantization_status": "initialized"}
 
-    monkeypatch.setattr(compressed_tensors, "quantization_config", broken)
+    monkeypatch.setattr(exporter, "config_of", broken)
     with pytest.raises(mq.FileError, match="what was written is not what it should be"):
         mq.save(result, tmp_path / "m", FORMAT, plugins=False)
     assert not (tmp_path / "m").exists()

@@ -14,32 +14,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from monoquant.formats.base import Exporter
-from monoquant.formats.folder import (
-    dtype_of,
-    folder_obstacle,
-    refuse_meta,
-    require_pretrained,
-    side_files,
-    write_folder,
-)
-from monoquant.formats.folder_floats import float_linears, held_floats
+from monoquant.formats.folder_floats import float_linears
 from monoquant.formats.gptq_check import check_folder
 from monoquant.formats.gptq_limits import obstacles
-from monoquant.formats.packed_linears import group_size_of, packed_linears
+from monoquant.formats.linears_exporter import LinearsExporter
+from monoquant.formats.packed_linears import group_size_of
 from monoquant.formats.words import packed_words, to_words
 from monoquant.modules.packed_matrix import PackedMatrix
 from monoquant.numerics.grouping import row_chunks
 from monoquant.numerics.packing import pack_nibbles
-from monoquant.quantizer import QuantResult
 
 METHOD = "gptq"
 WHOLE_ROW = -1
@@ -47,58 +37,47 @@ WHOLE_ROW = -1
 _HEAD = "lm_head"
 
 
-class GptqExporter(Exporter):
+class GptqExporter(LinearsExporter):
     """Writes a folder that ``GPTQModel.load`` reads, and ``AutoModel.from_pretrained`` where optimum is installed."""
 
     name: ClassVar[str] = METHOD
 
-    def obstacle_at(self, path: Path) -> str:
-        return folder_obstacle(path, self.name, METHOD)
+    def obstacles_of(self, matrix: PackedMatrix, dtype: torch.dtype) -> Iterator[str]:
+        return obstacles(matrix, dtype)
 
-    def require_held(self, model: nn.Module) -> None:
-        require_pretrained(model)
-        _held(model)
+    def config_of(self, model: nn.Module, packed: Mapping[str, PackedMatrix]) -> dict[str, Any]:
+        schemes = {name: (matrix.scheme.bits, group_size_of(matrix) or WHOLE_ROW) for name, matrix in packed.items()}
+        [(usual, _)] = Counter(schemes.values()).most_common(1)
+        others = {f"+:{_exactly(name)}": _scheme(*scheme) for name, scheme in schemes.items() if scheme != usual}
+        floats: dict[str, dict[str, Any]] = {f"-:{_exactly(name)}": {} for name in float_linears(model)}
+        return {
+            "quant_method": METHOD,
+            "checkpoint_format": "gptq" if _offset(packed) else "gptq_v2",
+            **_scheme(*usual),
+            "desc_act": False,
+            "sym": _is_symmetric(packed),
+            "lm_head": _HEAD in packed,
+            "dynamic": floats | others,  # gptqmodel's way to tell layers apart
+            # optimum's way: the full names of what is packed, anywhere
+            "block_name_to_quantize": "",
+            "modules_in_block_to_quantize": [list(packed)],
+        }
 
-    def write(self, result: QuantResult, path: Path) -> None:
-        model = result.model
-        require_pretrained(model)
-        refuse_meta(model)
-        packed, floats = _held(model)
-        config = quantization_config(model, packed)
-        write_folder(path, model, config, {**floats, **_packed_tensors(packed, _offset(packed))})
-        check_folder(path, model, packed, floats)
+    def tensors_of(self, packed: Mapping[str, PackedMatrix], dtype: torch.dtype) -> dict[str, Tensor]:
+        offset = _offset(packed)
+        tensors: dict[str, Tensor] = {}
+        for name, matrix in packed.items():
+            features = torch.arange(matrix.columns, dtype=torch.int32)
+            tensors[f"{name}.qweight"] = packed_words(matrix).t().contiguous()
+            tensors[f"{name}.qzeros"] = _zero_words(matrix, offset)
+            tensors[f"{name}.scales"] = matrix.scale.t().to(torch.float16).contiguous()
+            tensors[f"{name}.g_idx"] = features // matrix.group_size
+        return tensors
 
-
-def _held(model: nn.Module) -> tuple[dict[str, PackedMatrix], dict[str, Tensor]]:
-    packed = packed_linears(model, METHOD, partial(obstacles, dtype=dtype_of(model)))
-    floats = held_floats(model, packed)
-    side_files(model)
-    return packed, floats
-
-
-def quantization_config(model: nn.Module, packed: Mapping[str, PackedMatrix]) -> dict[str, Any]:
-    """What config.json says of the weights.
-
-    Args:
-        model: The quantized model.
-        packed: Its packed Linear layers by name.
-    """
-    schemes = {name: (matrix.scheme.bits, group_size_of(matrix) or WHOLE_ROW) for name, matrix in packed.items()}
-    [(usual, _)] = Counter(schemes.values()).most_common(1)
-    others = {f"+:{_exactly(name)}": _scheme(*scheme) for name, scheme in schemes.items() if scheme != usual}
-    floats: dict[str, dict[str, Any]] = {f"-:{_exactly(name)}": {} for name in float_linears(model)}
-    return {
-        "quant_method": METHOD,
-        "checkpoint_format": "gptq" if _offset(packed) else "gptq_v2",
-        **_scheme(*usual),
-        "desc_act": False,
-        "sym": _is_symmetric(packed),
-        "lm_head": _HEAD in packed,
-        "dynamic": floats | others,  # gptqmodel's way to tell layers apart
-        # optimum's way: the full names of what is packed, anywhere
-        "block_name_to_quantize": "",
-        "modules_in_block_to_quantize": [list(packed)],
-    }
+    def check(
+        self, folder: Path, model: nn.Module, packed: Mapping[str, PackedMatrix], floats: Mapping[str, Tensor]
+    ) -> None:
+        check_folder(folder, model, packed, floats)
 
 
 def _scheme(bits: int, group_size: int) -> dict[str, Any]:
@@ -116,17 +95,6 @@ def _is_symmetric(packed: Mapping[str, PackedMatrix]) -> bool:
 def _offset(packed: Mapping[str, PackedMatrix]) -> int:
     """What is stored less than a zero point."""
     return 1 if _is_symmetric(packed) else 0
-
-
-def _packed_tensors(packed: Mapping[str, PackedMatrix], offset: int) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name, matrix in packed.items():
-        features = torch.arange(matrix.columns, dtype=torch.int32)
-        tensors[f"{name}.qweight"] = packed_words(matrix).t().contiguous()
-        tensors[f"{name}.qzeros"] = _zero_words(matrix, offset)
-        tensors[f"{name}.scales"] = matrix.scale.t().to(torch.float16).contiguous()
-        tensors[f"{name}.g_idx"] = features // matrix.group_size
-    return tensors
 
 
 def _zero_words(matrix: PackedMatrix, offset: int) -> Tensor:

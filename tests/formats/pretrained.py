@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import monoquant as mq
+from monoquant.formats import linears_exporter
 
 PreTrainedModel = type("PreTrainedModel", (nn.Module,), {"__module__": "transformers.modeling_utils"})
 
@@ -86,3 +88,10 @@ def changed(change: Callable[[dict[str, Tensor]], object]) -> Callable[..., Any]
 def other_config(**entries: Any) -> Callable[..., Any]:
     """What makes a function that gives a configuration give some entries otherwise."""
     return lambda original: lambda *given: {**original(*given), **entries}
+
+
+def place_of(name: str, module: ModuleType, exporter: type) -> Any:
+    """Where a part of an exporter is looked up: its module, its class, or the module of what exporters share."""
+    if name == "write_folder":
+        return linears_exporter
+    return exporter if hasattr(exporter, name) else module

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import monoquant as mq
 from monoquant.formats import compressed_tensors, folder, words
 from monoquant.modules.packed_matrix import PackedMatrix
-from tests.formats.pretrained import Config, Small, changed, other_config, quantized, saved, small
+from tests.formats.pretrained import Config, Small, changed, other_config, place_of, quantized, saved, small
 
 FORMAT = "compressed-tensors"
 
@@ -292,8 +292,8 @@ BROKEN: dict[str, tuple[str, Callable[..., Any], str]] = {
     "float": ("write_folder", changed(lambda t: t["norm.weight"].add_(1)), "norm.weight has other values"),
     "missing": ("write_folder", changed(lambda t: t.pop("norm.bias")), "tensor norm.bias is missing"),
     "more": ("write_folder", changed(lambda t: t.update(x=torch.ones(1))), "tensor x is none of the model"),
-    "status": ("quantization_config", other_config(quantization_status="frozen"), "_status is 'frozen' instead"),
-    "format": ("quantization_config", other_config(format="dense"), "format is 'dense' instead of 'pack-quantized'"),
+    "status": ("config_of", other_config(quantization_status="frozen"), "_status is 'frozen' instead"),
+    "format": ("config_of", other_config(format="dense"), "format is 'dense' instead of 'pack-quantized'"),
     "targets": ("_scheme", _other_group(targets=["block.0"]), "take block.2 for a float layer; it is .4"),
     "inputs": ("_scheme", _other_group(input_activations={"num_bits": 8}), "take block.0 for .*'num_bits': 8"),
     "bits": ("_scheme", _other_group(weights={"num_bits": 8}), "readers would take block.0 for .8, None"),
@@ -304,7 +304,8 @@ BROKEN: dict[str, tuple[str, Callable[..., Any], str]] = {
 def test_a_broken_writer_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """What is wrong is told, and nothing is left."""
     name, broken, message = BROKEN[case]
-    monkeypatch.setattr(compressed_tensors, name, broken(getattr(compressed_tensors, name)))
+    place = place_of(name, compressed_tensors, compressed_tensors.CompressedTensorsExporter)
+    monkeypatch.setattr(place, name, broken(getattr(place, name)))
     with pytest.raises(mq.FileError, match=message) as caught:
         mq.save(quantized(), tmp_path / "m", FORMAT, plugins=False)
     assert "what was written is not what it should be" in str(caught.value)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import monoquant as mq
 from monoquant.formats import gptq
-from tests.formats.pretrained import Small, changed, other_config, quantized, saved, small
+from tests.formats.pretrained import Small, changed, other_config, place_of, quantized, saved, small
 
 FORMAT = "gptq"
 LINEARS = ("block.0", "block.2")
@@ -292,23 +292,23 @@ def _no_floats(original: Callable[..., list[str]]) -> Callable[..., list[str]]:
 BROKEN: dict[str, tuple[str, Callable[..., Any], str]] = {
     "float": ("float_linears", _no_floats, "gptqmodel would take lm_head for one of 4 bits .*; it is a float layer"),
     "listed": (
-        "quantization_config",
+        "config_of",
         other_config(modules_in_block_to_quantize=[["block.0"]]),
         "modules_in_block_to_quantize, which optimum reads, is wrong about block.2; it is one of 4 bits",
     ),
     "ending": (
-        "quantization_config",
+        "config_of",
         other_config(modules_in_block_to_quantize=[[*LINEARS, "head"]]),
         "which optimum reads, is wrong about lm_head; it is a float layer",
     ),
-    "prefix": ("quantization_config", other_config(block_name_to_quantize="layers"), "'layers' instead of ''"),
-    "bits": ("quantization_config", other_config(bits=8), "take block.0 for one of 8 bits .*; it is one of 4 bits"),
-    "size": ("quantization_config", other_config(group_size=64), "for one of 4 bits with group_size=64; it is"),
-    "order": ("quantization_config", other_config(desc_act=True), "config.desc_act is True instead of False"),
-    "symmetry": ("quantization_config", other_config(sym=False), "config.sym is False instead of True"),
-    "version": ("quantization_config", other_config(checkpoint_format="gptq_v2"), "'gptq_v2' instead of 'gptq'"),
-    "method": ("quantization_config", other_config(quant_method="awq"), "quant_method is 'awq' instead of 'gptq'"),
-    "head": ("quantization_config", other_config(lm_head=True), "lm_head is True instead of False"),
+    "prefix": ("config_of", other_config(block_name_to_quantize="layers"), "'layers' instead of ''"),
+    "bits": ("config_of", other_config(bits=8), "take block.0 for one of 8 bits .*; it is one of 4 bits"),
+    "size": ("config_of", other_config(group_size=64), "for one of 4 bits with group_size=64; it is"),
+    "order": ("config_of", other_config(desc_act=True), "config.desc_act is True instead of False"),
+    "symmetry": ("config_of", other_config(sym=False), "config.sym is False instead of True"),
+    "version": ("config_of", other_config(checkpoint_format="gptq_v2"), "'gptq_v2' instead of 'gptq'"),
+    "method": ("config_of", other_config(quant_method="awq"), "quant_method is 'awq' instead of 'gptq'"),
+    "head": ("config_of", other_config(lm_head=True), "lm_head is True instead of False"),
     "nibbles": ("packed_words", _swapped, "block.0.qweight holds other codes"),
     "words": ("packed_words", lambda original: lambda one: original(one)[:, :-1], "block.0.qweight holds other codes"),
     "zeros": ("_zero_words", _minus_one, "block.0.qzeros holds other zero points"),
@@ -325,7 +325,8 @@ BROKEN: dict[str, tuple[str, Callable[..., Any], str]] = {
 def test_a_broken_writer_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """What is wrong is told, and nothing is left."""
     name, broken, message = BROKEN[case]
-    monkeypatch.setattr(gptq, name, broken(getattr(gptq, name)))
+    place = place_of(name, gptq, gptq.GptqExporter)
+    monkeypatch.setattr(place, name, broken(getattr(place, name)))
     with pytest.raises(mq.FileError, match=message) as caught:
         mq.save(quantized(half()), tmp_path / "m", FORMAT, plugins=False)
     assert "what was written is not what it should be" in str(caught.value)
@@ -334,7 +335,8 @@ def test_a_broken_writer_is_found_out(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_lost_scheme_of_one_layer_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers would unpack it as the others."""
-    monkeypatch.setattr(gptq, "quantization_config", other_config(dynamic={})(gptq.quantization_config))
+    exporter = gptq.GptqExporter
+    monkeypatch.setattr(exporter, "config_of", other_config(dynamic={})(exporter.config_of))
     with pytest.raises(
         mq.FileError, match=r"take block.2 for one of 4 bits with group_size=32; it is one of 8 bits wi"
     ):
