@@ -9,7 +9,7 @@ import attrs
 
 from monoquant.checks import AccuracyGate, WarningCheck
 from monoquant.report import QuantizationInfo, QuantReport
-from monoquant.report.difference import compare_layers
+from monoquant.report.comparing import compare_layers
 from monoquant.report.info import MEBIBYTE
 from monoquant.report.layer_difference import Change, LayerDifference, decimal, measured
 from monoquant.report.records import LayerReport

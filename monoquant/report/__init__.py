@@ -1,6 +1,7 @@
 """What a run found out: records per layer, the whole report, and the short summary."""
 
-from monoquant.report.difference import ReportDifference, compare_reports
+from monoquant.report.comparing import compare_reports
+from monoquant.report.difference import ReportDifference
 from monoquant.report.info import QuantizationInfo
 from monoquant.report.quant_report import QuantReport
 from monoquant.report.records import CalibrationFacts, ComparisonResult, LayerReport, ValidationResult

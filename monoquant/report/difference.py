@@ -1,24 +1,33 @@
-"""Two reports side by side: what was decided otherwise, and what each layer lost or won; like is compared with like."""
+"""The difference of two reports: what was decided otherwise, and what each layer lost or won; and how it is told."""
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
 import attrs
 
-from monoquant.errors import ConfigError, InputError
-from monoquant.report.difference_table import render_difference
+from monoquant.errors import ConfigError
 from monoquant.report.layer_difference import Change, LayerDifference, MeasuredOn, Status, decimal
 from monoquant.report.plain import to_plain
-from monoquant.report.quant_report import QuantReport
-from monoquant.report.records import LayerReport
+from monoquant.report.table import aligned, format_bytes, format_db
+from monoquant.report.wording import grouped, told
 from monoquant.values import Finding
 
 DIFFERENCE_VERSION = 1
+_HEADINGS = ("layer", "measured", "before dB", "after dB", "change dB", "before", "after", "what changed")
+_RIGHT = frozenset({2, 3, 4, 5, 6})
+_SHOWN_DB = 0.005  # less than this is 0.00 in the table
+_WORDS = {
+    "added": "only in the second",
+    "removed": "only in the first",
+    "layer-changed": "not the same weights: not compared",
+    "measured-otherwise": "measured on outputs in one, on weights in the other: not compared",
+    "not-measured": "not measured in both: not compared",
+}
 
 
 @attrs.frozen
@@ -115,7 +124,7 @@ class ReportDifference:
         return {"version": DIFFERENCE_VERSION, "layers": [one.to_dict() for one in self.layers], **plain}
 
     def __str__(self) -> str:
-        return render_difference(self)
+        return _render(self)
 
 
 def _rank(one: LayerDifference) -> tuple[int, Decimal]:
@@ -125,138 +134,80 @@ def _rank(one: LayerDifference) -> tuple[int, Decimal]:
     return (0 if loss > 0 else 2), -loss
 
 
-def compare_reports(before: QuantReport, after: QuantReport) -> ReportDifference:
-    """Hold a report against another one, such as that of the last release.
-
-    Layers are found by name; a module that is used under several names is found under each.
-
-    Args:
-        before: The report to compare with.
-        after: The report to be judged.
-
-    Raises:
-        InputError: When one of them is no QuantReport.
-    """
-    for name, given in (("before", before), ("after", after)):
-        if not isinstance(given, QuantReport):
-            raise InputError(
-                f"{name} is a {type(given).__name__}: give a QuantReport, such as load_report(path) returns"
-            )
-    partners = _partners(before.layers, after.layers)
-    renamed = {then.layer: now.layer for then, now in partners if then is not None and now is not None}
-    return ReportDifference(
-        layers=_layers(partners),
-        original_bytes=(before.original_bytes, after.original_bytes),
-        quantized_bytes=(before.quantized_bytes, after.quantized_bytes),
-        headline=_headline(before, after),
-        pooled_weight_db=(before.pooled_weight_sqnr_db, after.pooled_weight_sqnr_db),
-        new_findings=tuple(_surplus(after.findings, before.findings, {}, renamed)),
-        gone_findings=tuple(_surplus(before.findings, after.findings, renamed, {})),
-        changes=tuple(_differing(_run_facts(before), _run_facts(after))),
-        versions=tuple(_differing(dict(before.versions), dict(after.versions))),
-        recipes=(before.recipe, after.recipe),
+def _render(difference: ReportDifference) -> str:
+    """One line per layer that is not as it was."""
+    shown = [one for one in difference.worst_first() if _tells(one)]
+    rows = [_HEADINGS, *(_row(one) for one in shown)]
+    table = ["", *aligned(rows, _RIGHT)] if shown else []
+    return "\n".join(
+        [
+            *_summary(difference),
+            *table,
+            *_same(difference.layers, len(shown)),
+            *_findings("new findings:", difference.new_findings),
+            *_findings("findings that are gone:", difference.gone_findings),
+            *_recipes(difference.recipes),
+        ]
     )
 
 
-def compare_layers(before: Sequence[LayerReport], after: Sequence[LayerReport]) -> tuple[LayerDifference, ...]:
-    """Hold the layers of a report against those of another one; as :func:`compare_reports` does.
-
-    Args:
-        before: Records to compare with.
-        after: Records to be judged.
-
-    Returns:
-        One per layer, in the order of ``after``; then those that are gone.
-    """
-    return _layers(_partners(before, after))
-
-
-Partners = list[tuple[LayerReport | None, LayerReport | None]]
-
-
-def _partners(before: Sequence[LayerReport], after: Sequence[LayerReport]) -> Partners:
-    # A module that is used under several names may be listed under another of them now.
-    then, now = _by_name(before), _by_name(after)
-    found: Partners = [(_first(then, record), record) for record in after]
-    met = {one.layer for one, _ in found if one is not None}
-    return [*found, *((record, _first(now, record)) for record in before if record.layer not in met)]
+def _summary(difference: ReportDifference) -> Iterator[str]:
+    yield _sizes("quantized", *difference.quantized_bytes)
+    if difference.original_bytes[0] != difference.original_bytes[1]:
+        yield _sizes("float model", *difference.original_bytes)
+    if difference.headline is None:
+        yield "headline SQNR: not measured alike in both, and not compared"
+    else:
+        head = difference.headline
+        kind = "layer outputs, median" if head.measured_on == "output" else "weights, pooled"
+        yield f"{kind}: {format_db(head.before_db)} -> {format_db(head.after_db)} dB"
+    then, now = difference.pooled_weight_db
+    if (then, now) != (None, None) and (difference.headline is None or difference.headline.measured_on == "output"):
+        yield f"weights, pooled: {format_db(then)} -> {format_db(now)} dB"
+    yield from (str(change) for change in difference.changes)
+    if difference.versions:
+        yield "versions: " + ", ".join(map(str, difference.versions))
 
 
-def _by_name(records: Sequence[LayerReport]) -> dict[str, LayerReport]:
-    aliases = {alias: record for record in records for alias in record.aliases}
-    return aliases | {record.layer: record for record in records}
+def _sizes(what: str, before: int, after: int) -> str:
+    grown = f" ({100 * (after - before) / before:+.2f} %)" if before and before != after else ""
+    return f"{what}: {format_bytes(before)} -> {format_bytes(after)}{grown}"
 
 
-def _first(known: dict[str, LayerReport], record: LayerReport) -> LayerReport | None:
-    return next((known[name] for name in (record.layer, *record.aliases) if name in known), None)
+def _tells(one: LayerDifference) -> bool:
+    if one.status in _WORDS or one.changes:
+        return True
+    return one.loss_db is not None and abs(one.loss_db) >= _SHOWN_DB
 
 
-def _layers(partners: Partners) -> tuple[LayerDifference, ...]:
-    added = [now for then, now in partners if then is None and now is not None]
-    lost = [then for then, now in partners if now is None and then is not None]
-    return tuple(
-        LayerDifference(then, now, _new_name(then, lost, added) if now is None and then is not None else None)
-        for then, now in partners
-    )
+def _row(one: LayerDifference) -> tuple[str, ...]:
+    figures = format_db(one.before_db), format_db(one.after_db)
+    loss = one.loss_db
+    # The change is what a person expects under that name: negative where SQNR fell.
+    change = "-" if loss is None else format_db(float(-loss) + 0.0, sign=True)
+    sizes = (format_bytes(record.bytes_after) if record else "-" for record in (one.before, one.after))
+    return (one.name, one.measured_on or "-", *figures, change, *sizes, _what_changed(one))
 
 
-def _new_name(record: LayerReport, lost: Sequence[LayerReport], added: Sequence[LayerReport]) -> str | None:
-    """The new layer that it may have become: the one whose name has more or less in front, or the only one alike."""
-    alike = [other for other in added if _kind(other) == _kind(record)]
-    close = [other for other in alike if f".{other.layer}".endswith(f".{record.layer}")]
-    close += [other for other in alike if f".{record.layer}".endswith(f".{other.layer}")]
-    if len(close) == 1:
-        return close[0].layer
-    only = len(alike) == 1 and [_kind(other) for other in lost].count(_kind(record)) == 1
-    return alike[0].layer if only else None
+def _what_changed(one: LayerDifference) -> str:
+    words = [_WORDS[one.status]] if one.status in _WORDS else []
+    if one.new_name is not None:
+        words.append(f"perhaps {one.new_name!r} now")
+    return "; ".join([*words, *map(str, one.changes)])
 
 
-def _kind(record: LayerReport) -> tuple[Any, ...]:
-    return record.kind, record.shape, record.scheme is None
+def _same(layers: Sequence[LayerDifference], shown: int) -> Iterator[str]:
+    left = len(layers) - shown
+    if left:
+        yield f"{left} {'other ' if shown else ''}layers: the same decision, and SQNR by less than {_SHOWN_DB} dB apart"
 
 
-def _headline(before: QuantReport, after: QuantReport) -> Headline | None:
-    (then, before_db), (now, after_db) = before.headline, after.headline
-    if then is None or then != now or before_db is None or after_db is None:
-        return None
-    return Headline(then, before_db, after_db)
+def _findings(title: str, findings: tuple[Finding, ...]) -> Iterable[str]:
+    return ["", title, *(told(first, text) for first, text in grouped(findings))] if findings else []
 
 
-def _run_facts(report: QuantReport) -> dict[str, str]:
-    facts = {"scheme": str(report.scheme)}
-    if report.calibration is not None:
-        seen = report.calibration
-        facts |= {"calibration samples": str(seen.samples), "calibration batches": str(seen.batches)}
-        facts |= {"held-out samples": str(seen.held_out)}
-    return facts
-
-
-def _differing(before: dict[str, str], after: dict[str, str]) -> Iterator[Change]:
-    for what in dict.fromkeys([*before, *after]):
-        if before.get(what) != after.get(what):
-            yield Change(what, before.get(what), after.get(what))
-
-
-def _surplus(
-    findings: Sequence[Finding], others: Sequence[Finding], names: dict[str, str], other_names: dict[str, str]
-) -> Iterator[Finding]:
-    """Findings without a partner among others, which is one of the same words, or of other figures."""
-    groups: dict[tuple[object, ...], list[Finding]] = defaultdict(list)
-    left: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    for finding in findings:
-        groups[_identity(finding, names)].append(finding)
-    for finding in others:
-        left[_identity(finding, other_names)].append(finding.message)
-    for identity, found in groups.items():
-        unequal = []
-        for finding in found:
-            if finding.message in left[identity]:
-                left[identity].remove(finding.message)
-            else:
-                unequal.append(finding)
-        yield from unequal[len(left[identity]) :]
-
-
-def _identity(finding: Finding, names: dict[str, str]) -> tuple[object, ...]:
-    layer = finding.layer if finding.layer is None else names.get(finding.layer, finding.layer)
-    return finding.code, finding.severity, layer, finding.origin.name
+def _recipes(recipes: tuple[str | None, str | None]) -> Iterator[str]:
+    before, after = ((text or "").splitlines() for text in recipes)
+    if before != after:
+        yield from ("", "recipe:")
+        yield from (f"  {line}" for line in list(difflib.unified_diff(before, after, lineterm="", n=1))[2:])
