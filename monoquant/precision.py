@@ -149,14 +149,16 @@ def packing_pass(
     return HalfCastPass(DTYPES[target])
 
 
-def secondary_passes(target: str) -> list[PackPass]:
+def secondary_passes(target: str, scale_dtype: torch.dtype | None) -> list[PackPass]:
     """Passes for what rules may reduce less than the rest (``skip_to``).
 
     Args:
         target: What the rest is reduced to.
+        scale_dtype: Of all scales; None means the pass's default.
 
     Returns:
         A pass for each other target; one that no rule names does nothing.
     """
-    passes: list[PackPass] = [Int8PackPass(), HalfCastPass(torch.float16), HalfCastPass(torch.bfloat16)]
+    integers = Int8PackPass() if scale_dtype is None else Int8PackPass(scale_dtype=scale_dtype)
+    passes: list[PackPass] = [integers, HalfCastPass(torch.float16), HalfCastPass(torch.bfloat16)]
     return [pass_ for pass_ in passes if pass_.scheme.target != target]

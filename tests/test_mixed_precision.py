@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import monoquant as mq
+from monoquant.container import write_container
+from monoquant.recipes import Recipe, plan_recipe
 from monoquant.rules import most_careful
 from monoquant.values import TARGETS
 
@@ -59,6 +62,24 @@ def test_skip_to_applies_to_the_options_and_their_defaults() -> None:
     assert records["norm"].action is mq.Action.SKIP
     assert records["norm"].reason == "type is LayerNorm; not to int8, because LayerNorm has no weight matrix"
     assert records["lm_head"].rule == "NameRule('lm_head', skip_to='int8')"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_scale_dtype_that_is_given_is_that_of_all_scales(dtype: torch.dtype, tmp_path: Path) -> None:
+    """In memory, of a file, and in a plan; the default of INT8 is its own."""
+    result = mq.quantize(Tied(), skip_to="int8", scale_dtype=dtype, accuracy_warning="ignore")
+    write_container(tmp_path / "float.safetensors", {f"{name}.weight": torch.randn(64, 64) for name in "ab"}, {})
+    options = {"skip_to": "int8", "skip_layer_names": ["b"], "scale_dtype": dtype, "accuracy_warning": "ignore"}
+    of_file = mq.quantize_file(tmp_path / "float.safetensors", tmp_path / "small.safetensors", **options)
+    name = str(dtype).removeprefix("torch.")
+    plan = plan_recipe(Recipe.from_toml(f'[scheme]\nscale_dtype = "{name}"\n[skip_defaults]\nto = "int8"\n'), Tied())
+    for records in (result.report.layers, of_file.layers, plan.decisions):
+        found = {one.scheme.bits: one.scheme.scale_dtype for one in records if isinstance(one.scheme, mq.Scheme)}
+        assert found == {4: dtype, 8: dtype}
+    assert result.model.lm_head.packed_weight.scale.dtype == dtype
+    assert mq.quantize(Tied(), skip_to="int8", accuracy_warning="ignore").model.lm_head.packed_weight.scale.dtype == (
+        torch.float32
+    )
 
 
 def test_tied_layers_get_one_target_and_one_copy() -> None:

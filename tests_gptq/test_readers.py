@@ -96,9 +96,9 @@ def test_biases_ties_and_zero_points_of_zero(tmp_path: Path, reader: str) -> Non
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_mixed_schemes_are_for_gptqmodel(tmp_path: Path, symmetric: bool) -> None:
     """Transformers knows one scheme, and says that sizes do not match."""
-    rules = mq.TypeRule(nn.Embedding) | mq.NameRule("lm_head") | mq.NameRule("down_proj", skip_to="int8")
-    packing = [mq.Int4PackPass(group_size=32, symmetric=symmetric), mq.Int8PackPass(scale_dtype=HALF)]
-    result = mq.Quantizer([mq.SkipSelectionPass(rules), *packing]).run(llama(tmp_path / "float"))
+    options = {"group_size": 32, "symmetric": symmetric, "scale_dtype": HALF}
+    rules = [mq.NameRule("down_proj", skip_to="int8")]
+    result = quantized(llama(tmp_path / "float"), bits=4, rules=rules, **options)
     mq.save(result, tmp_path / "m", FORMAT, plugins=False)
     client = read(tmp_path / "m", CLASSES["llama"], "gptqmodel")
     same_weights(client, result)

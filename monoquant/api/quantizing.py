@@ -105,7 +105,8 @@ def quantize(
         group_size: Input features per scale; default 128 for INT4, a whole output channel for INT8.
         symmetric: Signed codes around zero instead of unsigned ones with a zero_point; default False for INT4, True
             for INT8.
-        scale_dtype: torch.float16 (default for INT4), torch.bfloat16 or torch.float32 (default for INT8).
+        scale_dtype: torch.float16 (default for INT4), torch.bfloat16 or torch.float32 (default for INT8); that of all
+            scales, those of ``skip_to="int8"`` included.
         activations: For INT8: None (default), ``"dynamic"`` or ``"static"``; see :class:`Int8PackPass`.
         observer: For static activations; default ``"minmax"``; see :class:`Int8PackPass`.
         quality: How much is done to choose INT4 codes well. ``"fast"`` rounds to nearest; ``"balanced"`` and ``"best"``
@@ -200,7 +201,7 @@ def quantize(
     budget = _budget(target_bits_per_weight, target_sqnr_db, evaluate, tolerated_drop, calibration)
     compared = _comparison(compare, select, forward, run_validation)
     validation = ValidationPass(on_failure, compare=compared) if run_validation else None
-    steps = (skips, calibration, budget, pack, *secondary_passes(target), validation, judging)
+    steps = (skips, calibration, budget, pack, *secondary_passes(target, scale_dtype), validation, judging)
     quantizer = quantizer_of(steps, plugins, adapters, recipe)
     return quantizer.run(_as_module(model, calibration, activations, compare), inplace=inplace)
 

@@ -122,7 +122,7 @@ def quantize_file(
     steps = (
         skips,
         packing_pass(precision, group_size, symmetric, scale_dtype, None, "minmax", "auto", exact=False),
-        *secondary_passes(precision),
+        *secondary_passes(precision, scale_dtype),
         ValidationPass(on_failure),
         judging_pass(gate, accuracy_warning, sqnr_warning_threshold, sqnr_error_threshold),
     )

@@ -22,8 +22,6 @@ from monoquant.source import names_of_modules
 Obstacles = Callable[[PackedMatrix], Iterator[str]]
 """Why a format cannot hold a Linear's weight, each with what to do."""
 
-_OF_SKIP_TO = " (where skip_to='int8' made it so, by a Quantizer with your own Int8PackPass)"
-
 
 def packed_linears(model: nn.Module, format: str, obstacles: Obstacles) -> dict[str, PackedMatrix]:
     """Packed Linear layers, all of which a format must be able to hold.
@@ -119,7 +117,7 @@ def inexact(matrix: PackedMatrix, dtype: torch.dtype) -> Iterator[str]:
         wanted = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
         yield (
             f"readers multiply codes and scales in {dtype}, which rounds its {matrix.scale.dtype} scales; quantize "
-            f"with scale_dtype={wanted}{_OF_SKIP_TO if matrix.scheme.bits == 8 else ''}"
+            f"with scale_dtype={wanted}"
         )
 
 

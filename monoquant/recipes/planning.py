@@ -84,7 +84,12 @@ def planner_of(recipe: Recipe, *, trust_code: bool = False, plugins: PluginManag
     rules = options.pop("rules", ())
     skips = SkipSelectionPass.from_options(extra_rules=rules, defaults=target == "int4", **options)
     require_more_careful(recipe.skip_defaults.to, target)
-    steps = (skips, _unread(recipe), _packing(recipe), *secondary_passes(target))
+    steps = (
+        skips,
+        _unread(recipe),
+        _packing(recipe),
+        *secondary_passes(target, scheme_options(recipe).get("scale_dtype")),
+    )
     taking_part = plugins_of(recipe, trust_code=trust_code) if plugins is None else plugins
     return quantizer_of(steps, taking_part, (), recipe.to_toml())
 

@@ -42,7 +42,8 @@ class SchemeTable:
         dtype: Another way to say so: ``"int4"``, ``"int8"``, ``"float16"``, ``"bfloat16"``.
         group_size: Input features per scale; default 128 for INT4, a whole output channel for INT8.
         symmetric: Signed codes around zero; default false for INT4, true for INT8.
-        scale_dtype: ``"float16"`` (default for INT4), ``"bfloat16"`` or ``"float32"`` (default for INT8).
+        scale_dtype: ``"float16"`` (default for INT4), ``"bfloat16"`` or ``"float32"`` (default for INT8); that of all
+            scales, those of layers that rules reduce to INT8 included.
         activations: For INT8: ``"dynamic"`` or ``"static"``; default: inputs stay float.
         observer: For static activations: the name of a range observer; default ``"minmax"``.
         quality: ``"auto"`` (default), ``"fast"``, ``"balanced"`` or ``"best"``.

@@ -50,6 +50,7 @@ SCHEMES = [
     {"bits": 16},
     {"dtype": torch.bfloat16},
     {"skip_to": "int8", "skip_layer_names": ["c"]},
+    {"skip_to": "int8", "skip_layer_names": ["c"], "scale_dtype": torch.bfloat16},
     {"skip_to": "float16", "skip_layer_names": ["a"], "add_default_skips": True},
 ]
 
