@@ -139,6 +139,20 @@ def test_code_that_lies_elsewhere_needs_trust(folder: Path, changes: dict[str, A
             built()
 
 
+@pytest.mark.parametrize("command", [("plan",), ("quantize", "-o", "out")])
+def test_weights_that_bring_code_are_refused_by_every_command(
+    bert: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: Any
+) -> None:
+    """A plan reads no weights, and says so all the same."""
+    monkeypatch.chdir(folder.parent)
+    (folder / "model.safetensors").unlink()
+    torch.save({**bert.state_dict(), "more": bert}, folder / "pytorch_model.bin")
+    name, *options = command
+    assert main([name, "bert", "--no-plugins", *options]) == 3
+    assert "BertModel" in capsys.readouterr().err
+    assert not (folder.parent / "out").exists()
+
+
 def test_other_implementations_are_no_code(folder: Path) -> None:
     """They are those of transformers."""
     configured(folder, attn_implementation="eager")

@@ -58,6 +58,30 @@ def read_torch_file(file: OpenFile) -> Mapping[str, Any]:
     return content
 
 
+def require_no_code(file: OpenFile) -> None:
+    """Refuse a file that names more than weights, without reading those; a pickle of old is not looked into.
+
+    Args:
+        file: The file.
+
+    Raises:
+        FileError: When it is damaged, or names functions or classes that weights do without.
+    """
+    if file.read(0, len(_ARCHIVE)) != _ARCHIVE:
+        return
+    _require_stored(file)
+    try:
+        file.file.seek(0)
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(file.file)
+    except Exception as error:  # as above
+        raise FileError(f"{file.path}: cannot be read as weights only ({error}); get it again") from error
+    if named:
+        raise FileError(
+            f"{file.path}: cannot be read as weights only (it names {', '.join(sorted(named))}); save "
+            "model.state_dict() rather than the model"
+        )
+
+
 @attrs.frozen
 class _Directory:
     start: int

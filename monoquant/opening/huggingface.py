@@ -16,7 +16,7 @@ from monoquant.disk.shards import members_of
 from monoquant.disk.strict_json import read_json
 from monoquant.errors import FileError, InputError
 from monoquant.opening.opened import OpenedKind, OpenedModel
-from monoquant.opening.weights import are_pickled, contents_told, state_of, weight_files
+from monoquant.opening.weights import are_pickled, contents_told, require_no_code, state_of, weight_files
 
 CONFIG = "config.json"
 _MOST_CONFIG = 10_000_000
@@ -143,6 +143,7 @@ def _sketched(folder: Path, config: _Config, trust_code: bool) -> nn.Module:
     kind: Any = _class_of(folder, config, transformers, trust_code)
     if not _is_own(kind, transformers):
         return _built(folder, config, trust_code)
+    require_no_code(weight_files(folder))
     try:
         # Not AutoConfig, which asks on the terminal whether it may run code of the folder.
         settings = kind.config_class.from_pretrained(folder, local_files_only=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from monoquant.disk.kinds import kind_of
 from monoquant.disk.open_file import OpenFile
 from monoquant.disk.shards import Shards, shards_of
+from monoquant.formats import torch_file
 from monoquant.formats.weights_file import TORCH_KINDS, family_in, read_weights
 from monoquant.modules.tensor_holder import hold, require_state
 from monoquant.opening.opened import OpenedKind, OpenedModel
@@ -65,6 +66,21 @@ def are_pickled(shards: Shards) -> bool:
         shards: The files.
     """
     return any(kind_of(file) in TORCH_KINDS for file in shards)
+
+
+def require_no_code(shards: Shards) -> None:
+    """Refuse files that name more than weights, before anything that they hold is read.
+
+    Args:
+        shards: The files.
+
+    Raises:
+        FileError: For the first that does.
+    """
+    for path in shards:
+        if kind_of(path) in TORCH_KINDS:
+            with OpenFile(path) as file:
+                torch_file.require_no_code(file)
 
 
 def contents_told(path: Path, shards: Shards) -> str:

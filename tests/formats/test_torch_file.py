@@ -6,12 +6,16 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from monoquant.disk.open_file import OpenFile
 from monoquant.errors import FileError
 from monoquant.formats import torch_file
+from monoquant.formats.torch_file import require_no_code
 from monoquant.formats.weights_file import read_weights
 
 END, LOCATOR, END_64 = 22, 20, 56
@@ -128,3 +132,39 @@ def test_views_of_one_memory_are_read(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "w.pt")
     found = read_weights(tmp_path / "w.pt")
     assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+class Code:
+    """What a pickle would run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize("content", [Code(), {"weight": torch.ones(2), "more": Code()}, nn.Linear(2, 2)])
+def test_code_is_found_without_reading_weights(tmp_path: Path, content: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, and does not run."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "w.bin")
+    said = r"w\.bin: cannot be read as weights only \(it names .*(pathlib\.Path|Linear)"
+    with OpenFile(Path("w.bin")) as file, pytest.raises(FileError, match=said):
+        require_no_code(file)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_weights_name_no_code(tmp_path: Path, old: bool) -> None:
+    """Of all dtypes, and parameters; a pickle of old is left to who reads it."""
+    dtypes = (torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.bool)
+    state = {str(dtype): torch.zeros(3).to(dtype) for dtype in dtypes} | {"p": nn.Parameter(torch.ones(2))}
+    torch.save(state, tmp_path / "w.bin", _use_new_zipfile_serialization=not old)
+    with OpenFile(tmp_path / "w.bin") as file:
+        require_no_code(file)
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
+    """It has no pickle to look into."""
+    with zipfile.ZipFile(tmp_path / "w.bin", "w") as archive:
+        archive.writestr("notes.txt", "text")
+    with OpenFile(tmp_path / "w.bin") as file, pytest.raises(FileError, match=r"as weights only .*; get it again"):
+        require_no_code(file)
