@@ -19,6 +19,7 @@ from monoquant.disk.replacing import staged as staged
 from monoquant.disk.tensors import read_tensors
 from monoquant.errors import FileError
 from monoquant.numerics.memory import byte_view
+from monoquant.progress import Progress, part_of, untold
 
 HASHES_KEY = "tensors.sha256"
 METADATA_HASH_KEY = "metadata.sha256"
@@ -154,11 +155,12 @@ def sealed(metadata: Mapping[str, str], hashes: Mapping[str, str]) -> dict[str, 
     return {**texts, METADATA_HASH_KEY: _hash_of_texts(texts)}
 
 
-def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_container(path: Path, progress: Progress = untold) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file written by :func:`write_container`, and verify it.
 
     Args:
         path: The file.
+        progress: Told what is read and what is verified; default: nobody is told.
 
     Returns:
         Tensors by name on the CPU, and the metadata.
@@ -169,9 +171,9 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with OpenFile(path) as file:
         stored, metadata = read_header(file)
         _require_sealed(path, len(stored), metadata)
-        tensors = read_tensors(file, stored)
+        tensors = read_tensors(file, stored, part_of(progress, 0, 1, 2))
         file.require_unchanged()
-    _verify(path, tensors, metadata[HASHES_KEY].split())
+    _verify(path, tensors, metadata[HASHES_KEY].split(), part_of(progress, 1, 2, 2))
     return tensors, metadata
 
 
@@ -232,9 +234,12 @@ def _require_sealed(path: Path, tensors: int, metadata: Mapping[str, str]) -> No
         raise FileError(f"{path}: damaged, it holds {tensors} tensors and {hashes} hashes; get it again")
 
 
-def _verify(path: Path, tensors: Mapping[str, Tensor], hashes: Sequence[str]) -> None:
-    damaged = [
-        name for name, digest in zip(sorted(tensors), hashes, strict=True) if hash_of(name, tensors[name]) != digest
-    ]
+def _verify(path: Path, tensors: Mapping[str, Tensor], hashes: Sequence[str], progress: Progress) -> None:
+    damaged, done, total = [], 0, sum(tensor.nbytes for tensor in tensors.values())
+    for name, digest in zip(sorted(tensors), hashes, strict=True):
+        if hash_of(name, tensors[name]) != digest:
+            damaged.append(name)
+        done += tensors[name].nbytes
+        progress(done, total)
     if damaged:
         raise FileError(f"{path}: damaged, tensors differ from their hashes: {', '.join(damaged)}; get it again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from monoquant.batches import Batches, Part, run_model
 from monoquant.context import QuantContext
 from monoquant.errors import InputError, quoted
+from monoquant.progress import Progress
 from monoquant.restoring import undisturbed
 from monoquant.statistics.collector import MomentCollector
 from monoquant.statistics.gradients import GradientProbe
@@ -23,7 +24,6 @@ from monoquant.statistics.store import Collected, Key
 from monoquant.statistics.watch import ProductWatch
 from monoquant.values import Finding, Severity
 
-Progress = Callable[[int, int], None]
 _PROBED_SAMPLES = 64
 _PROBED_ROWS = 1024
 """So many rows of output, tokens say, are enough to rank layers; so many samples are where each is one row."""

@@ -139,6 +139,26 @@ def test_code_that_lies_elsewhere_needs_trust(folder: Path, changes: dict[str, A
             built()
 
 
+@pytest.mark.parametrize("shown", [False, True])
+def test_how_much_transformers_has_loaded_is_told(folder: Path, shown: bool) -> None:
+    """To the end; its own bars are as they were, and so is what others hooked in."""
+    logging = transformers.utils.logging
+    was_shown = logging.is_progress_bar_enabled()
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    hook = lambda bar, given, named: bar(*given, **named)  # noqa: E731
+    before = logging.set_tqdm_hook(hook)
+    told: list[tuple[int, int]] = []
+    try:
+        open_model(folder).module(lambda done, total: told.append((done, total)))
+        assert logging.set_tqdm_hook(before) is hook
+        assert logging.is_progress_bar_enabled() == shown
+    finally:
+        logging.set_tqdm_hook(before)
+        (logging.enable_progress_bar if was_shown else logging.disable_progress_bar)()
+    assert [done for done, _ in told] == list(range(len(told)))
+    assert told[-1][0] == told[-1][1] > 20
+
+
 @pytest.mark.parametrize("command", [("plan",), ("quantize", "-o", "out")])
 def test_weights_that_bring_code_are_refused_by_every_command(
     bert: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: Any

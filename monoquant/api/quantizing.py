@@ -15,7 +15,6 @@ from monoquant.algorithms.base import WeightAlgorithm
 from monoquant.api.gate import Gate
 from monoquant.batches import Forward
 from monoquant.comparison import Comparison
-from monoquant.data_run import Progress
 from monoquant.errors import ConfigError, require_flag
 from monoquant.formats.weights_file import read_weights
 from monoquant.hooks import Plugins, manager_of
@@ -37,6 +36,7 @@ from monoquant.precision import (
     require_precision,
     secondary_passes,
 )
+from monoquant.progress import Progress
 from monoquant.quantizer import Quantizer, QuantResult
 from monoquant.ranges import ObserverKind
 from monoquant.registry import own_adapters

@@ -12,12 +12,12 @@ import torch
 from monoquant.adapters.base import ModuleAdapter
 from monoquant.api.gate import Gate
 from monoquant.api.quantizing import Policy, judging_pass, quantizer_of, selection_rules
-from monoquant.data_run import Progress
 from monoquant.errors import ConfigError, FileError, require_flag
 from monoquant.hooks import Plugins
 from monoquant.passes.skip_selection import Names, SkipSelectionPass, Types
 from monoquant.passes.validation import ValidationPass
 from monoquant.precision import packing_pass, require_more_careful, require_precision, secondary_passes
+from monoquant.progress import Progress
 from monoquant.report import QuantReport
 from monoquant.rules import SkipRule
 from monoquant.streaming.run import quantize_stream

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from monoquant.cli.session import Session
 from monoquant.opening import OpenedKind, OpenedModel, open_model
+from monoquant.progress import Progress
 
 
 def opened(session: Session, given: str) -> OpenedModel:
@@ -33,18 +34,18 @@ def float_state(session: Session, model: OpenedModel, like: Mapping[str, Tensor]
             as after ``--as-weights``, so has the result. Default: nobody knows.
     """
     what = "decoding" if model.kind is OpenedKind.QUANTIZED else "reading"
-    with session.stage(f"{what} {model.given}"):
-        return _float_state(model, like)
+    with session.counted(f"{what} {model.given}") as progress:
+        return _float_state(model, like, progress)
 
 
-def _float_state(model: OpenedModel, like: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+def _float_state(model: OpenedModel, like: Mapping[str, Tensor] | None, progress: Progress) -> Mapping[str, Tensor]:
     if model.kind is OpenedKind.QUANTIZED:
-        return model.dequantized_state()
+        return model.dequantized_state(progress)
     # A checkpoint may name tensors otherwise than the modules that they are put into.
     if not model.can_run:
-        return model.state()
-    found = model.module().state_dict()
+        return model.state(progress)
+    found = model.module(progress).state_dict()
     if like is None or like.keys() == found.keys():
         return found
-    stored = model.state()
+    stored = model.state(progress)
     return stored if like.keys() == stored.keys() else found

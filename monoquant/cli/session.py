@@ -11,11 +11,12 @@ from typing import Any, Literal
 import attrs
 import click
 
-from monoquant.cli.meter import Look, Meter
+from monoquant.cli.meter import Look, Meter, Tally
 from monoquant.cli.streams import Streams
 from monoquant.cli.watching import StageWatcher
 from monoquant.errors import ConfigError, InputError
 from monoquant.hooks import PluginManager
+from monoquant.progress import Progress
 from monoquant.recipes import PluginsTable
 from monoquant.values import BUILT_IN
 
@@ -90,6 +91,20 @@ class Session:
         self.streams.detail(what)
         with self.meter.stage(what, look):
             yield
+
+    @contextmanager
+    def counted(self, what: str) -> Iterator[Progress]:
+        """Say what the block does, and how far it is.
+
+        Args:
+            what: For a person.
+
+        Yields:
+            What is told how far it is.
+        """
+        tally = Tally()
+        with self.stage(what, tally.look):
+            yield tally.count
 
 
 _OPTIONS = (

@@ -23,6 +23,7 @@ from monoquant.modules.packed_weight import PackedWeight
 from monoquant.modules.reparametrized import replaced_tensors
 from monoquant.modules.storage import empty_weight
 from monoquant.numerics.matrix_form import MatrixForm
+from monoquant.progress import Progress
 from monoquant.restoring import restored_on_error
 from monoquant.source import inventory, joined, names_of_modules, own_tensors, persistent_tensors, tensor_identity
 from monoquant.values import AnyScheme, Scheme
@@ -108,13 +109,16 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], packed: Mapping[str, Pac
         _replace_tensors(names, state)
 
 
-def dequantized_state(path: Path, state: Mapping[str, Tensor], packed: Mapping[str, PackedAs]) -> dict[str, Tensor]:
+def dequantized_state(
+    path: Path, state: Mapping[str, Tensor], packed: Mapping[str, PackedAs], progress: Progress
+) -> dict[str, Tensor]:
     """Packed layers as the float weights that they stand for; all other tensors as they are.
 
     Args:
         path: The file they are of, for errors.
         state: Tensors by name, packed layers as their buffers.
         packed: The layers that are packed.
+        progress: Told how many of them are done.
 
     Raises:
         FileError: When buffers are missing, or are not what their layer needs.
@@ -122,13 +126,14 @@ def dequantized_state(path: Path, state: Mapping[str, Tensor], packed: Mapping[s
     storages = {joined(name, part) for name, how in packed.items() for part in _added(how)}
     found = {name: tensor for name, tensor in state.items() if not _is_part_of(name, storages)}
     problems = []
-    for name, how in packed.items():
+    for number, (name, how) in enumerate(packed.items(), 1):
         for key, form in how.forms.items():
             try:
                 weight = _loaded(empty_weight(form, how.scheme, how.dtype), _buffers(name, key, state))
                 found[joined(name, key)] = weight.dequantize()
             except (RuntimeError, ConfigError) as error:
                 problems.append(f"layer {name!r}: {_reasons(error)}")
+        progress(number, len(packed))
     if problems:
         raise FileError(f"{path}: its tensors are not those of its layers: {'; '.join(problems)}")
     return found

@@ -23,6 +23,7 @@ from monoquant.kernels.choice import Offer
 from monoquant.modules.kernel_compute import choose_kernels
 from monoquant.modules.packed_module import PREFIX, PackedModule
 from monoquant.numerics.matrix_form import MatrixForm
+from monoquant.progress import Progress, part_of, untold
 from monoquant.quantizer import QuantResult
 from monoquant.report import LayerReport, QuantReport
 from monoquant.report.plain import dtype_named, from_plain, to_plain
@@ -102,16 +103,17 @@ def load_into(model: nn.Module, path: Path, adapters: Sequence[ModuleAdapter], o
     choose_kernels(model, offer)
 
 
-def read_report(path: Path) -> QuantReport:
-    """Read the report that is stored in a file.
+def read_report(path: Path, progress: Progress = untold) -> QuantReport:
+    """Read the report that is stored in a file, and verify all that the file holds.
 
     Args:
         path: A file that :class:`NativeExporter` wrote.
+        progress: Told how much is read; default: nobody is told.
 
     Raises:
         FileError: When the file is damaged or of another format or version.
     """
-    return parsed(path, read_container(path)[1]).report
+    return parsed(path, read_container(path, progress)[1]).report
 
 
 def peek_report(path: Path) -> QuantReport:
@@ -126,11 +128,12 @@ def peek_report(path: Path) -> QuantReport:
     return parsed(path, read_metadata(path)).report
 
 
-def read_dequantized(path: Path) -> dict[str, Tensor]:
+def read_dequantized(path: Path, progress: Progress = untold) -> dict[str, Tensor]:
     """The weights that a file stands for, in floating point.
 
     Args:
         path: A file that :class:`NativeExporter` wrote.
+        progress: Told how much is read and decoded; default: nobody is told.
 
     Returns:
         Tensors by the names that they had before, on the CPU.
@@ -138,13 +141,13 @@ def read_dequantized(path: Path) -> dict[str, Tensor]:
     Raises:
         FileError: When the file is damaged, of another format or version, or contradicts itself.
     """
-    stored, state = _read(path)
-    return dequantized_state(path, state, stored.packed)
+    stored, state = _read(path, part_of(progress, 0, 1, 2))
+    return dequantized_state(path, state, stored.packed, part_of(progress, 1, 2, 2))
 
 
-def _read(path: Path) -> tuple[Stored, dict[str, Tensor]]:
+def _read(path: Path, progress: Progress = untold) -> tuple[Stored, dict[str, Tensor]]:
     """What a file says, and its tensors under all their names."""
-    tensors, metadata = read_container(path)
+    tensors, metadata = read_container(path, progress)
     stored = parsed(path, metadata)
     lost = sorted(set(stored.aliases.values()) - set(tensors))
     if lost:

@@ -17,16 +17,18 @@ from monoquant.disk.shards import PICKLED, SAFETENSORS, Family, agreed, shards_o
 from monoquant.disk.tensors import read_tensors
 from monoquant.errors import FileError
 from monoquant.formats.torch_file import read_torch_file
+from monoquant.progress import Progress, part_of, untold
 
 TORCH_KINDS = (FileKind.ZIP, FileKind.PICKLE)
 
 
-def read_weights(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+def read_weights(path: str | os.PathLike[str], progress: Progress = untold) -> Mapping[str, Tensor]:
     """Read a state dict, without running any code that the file may hold.
 
     Args:
         path: A safetensors file, or one that ``torch.save`` wrote; what it holds decides, not its name. Or the index of
             several, or a folder of them.
+        progress: Told how much is read; default: nobody is told.
 
     Returns:
         Tensors by name on the CPU.
@@ -38,7 +40,11 @@ def read_weights(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     given = Path(path)
     family = family_in(given) if given.is_dir() else SAFETENSORS
     shards = shards_of(given, family)
-    return agreed(given, shards, {shard: _read(shard) for shard in shards})
+    found = {}
+    for number, shard in enumerate(shards):
+        found[shard] = _read(shard, part_of(progress, number, number + 1, len(shards)))
+        progress(number + 1, len(shards))
+    return agreed(given, shards, found)
 
 
 def family_in(folder: Path) -> Family:
@@ -50,13 +56,13 @@ def family_in(folder: Path) -> Family:
     return PICKLED if PICKLED.is_in(folder) and not SAFETENSORS.is_in(folder) else SAFETENSORS
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path, progress: Progress) -> Mapping[str, Any]:
     kind = kind_of(path)
     with OpenFile(path) as file:
         if kind in TORCH_KINDS:
             found = read_torch_file(file)
         elif kind is FileKind.SAFETENSORS:
-            found = _read_safetensors(file)
+            found = _read_safetensors(file, progress)
         else:
             known = "give a .safetensors file, or one that torch.save wrote"
             raise FileError(f"{path}: is {kind.value}; {known}")
@@ -64,10 +70,10 @@ def _read(path: Path) -> Mapping[str, Any]:
         return found
 
 
-def _read_safetensors(file: OpenFile) -> dict[str, Tensor]:
+def _read_safetensors(file: OpenFile, progress: Progress) -> dict[str, Tensor]:
     stored, texts = read_header(file)
     if texts.get("format") == "monoquant":
         raise FileError(f"{file.path}: written by monoquant.save, so it is quantized already; give it to load()")
     if HASHES_KEY in texts or METADATA_HASH_KEY in texts:
-        return read_container(file.path)[0]
-    return read_tensors(file, stored)
+        return read_container(file.path, progress)[0]
+    return read_tensors(file, stored, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from monoquant.disk.strict_json import read_json
 from monoquant.errors import FileError, InputError
 from monoquant.opening.opened import OpenedKind, OpenedModel
 from monoquant.opening.weights import are_pickled, contents_told, require_no_code, state_of, weight_files
+from monoquant.progress import Progress, untold
 
 CONFIG = "config.json"
 _MOST_CONFIG = 10_000_000
@@ -53,9 +54,9 @@ def open_huggingface(given: str, folder: Path, *, trust_code: bool) -> OpenedMod
         path=folder,
         described=f"HuggingFace folder, {config.named}, {contents_told(folder, shards)}",
         streamable=None if are_pickled(shards) or config.quantized_by else folder,
-        module=lambda: _built(folder, config, trust_code),
+        module=lambda progress: _built(folder, config, trust_code, progress),
         skeleton=lambda: _sketched(folder, config, trust_code),
-        state=lambda: state_of(folder),
+        state=lambda progress: state_of(folder, progress),
     )
 
 
@@ -112,13 +113,13 @@ def _texts_in(value: Any) -> list[str]:
     return [one for one in inner if isinstance(one, str)]
 
 
-def _built(folder: Path, config: _Config, trust_code: bool) -> nn.Module:
+def _built(folder: Path, config: _Config, trust_code: bool, progress: Progress) -> nn.Module:
     _require_plain_folder(folder, config, trust_code)
     transformers = _transformers(folder)
     kind = _class_of(folder, config, transformers, trust_code)
     pickled = are_pickled(weight_files(folder))
     try:
-        with _without_progress_bars(transformers):
+        with _watched(transformers, progress):
             model, loading = kind.from_pretrained(
                 folder,
                 dtype="auto",
@@ -142,7 +143,7 @@ def _sketched(folder: Path, config: _Config, trust_code: bool) -> nn.Module:
     transformers = _transformers(folder)
     kind: Any = _class_of(folder, config, transformers, trust_code)
     if not _is_own(kind, transformers):
-        return _built(folder, config, trust_code)
+        return _built(folder, config, trust_code, untold)
     require_no_code(weight_files(folder))
     try:
         # Not AutoConfig, which asks on the terminal whether it may run code of the folder.
@@ -219,12 +220,39 @@ def _transformers(folder: Path) -> Any:
 
 
 @contextmanager
-def _without_progress_bars(transformers: Any) -> Iterator[None]:
+def _watched(transformers: Any, progress: Progress) -> Iterator[None]:
+    """Tell somebody how many parameters transformers has loaded, instead of showing its own bars."""
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
+
+    def counted(bar: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if given and isinstance(given[0], Sized):
+            given = (_Told(given[0], progress), *given[1:])
+        return bar(*given, **named)
+
+    hook = getattr(logging, "set_tqdm_hook", lambda _: None)  # the first releases of transformers 5 may have none
+    before = hook(counted)
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        hook(before)
         if shown:
             logging.enable_progress_bar()
+
+
+@attrs.frozen
+class _Told:
+    """What somebody goes through, while another is told how far that is."""
+
+    items: Any
+    progress: Progress
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Any]:
+        for done, item in enumerate(self.items):
+            self.progress(done, len(self.items))
+            yield item
+        self.progress(len(self.items), len(self.items))

@@ -82,8 +82,8 @@ def _open_factory(given: str, trust_code: bool) -> OpenedModel:
             kind=OpenedKind.FACTORY,
             path=None,
             described=described,
-            module=lambda: made,
-            state=lambda: _state_of(made),
+            module=lambda _progress: made,
+            state=lambda _progress: _state_of(made),
         )
     if not isinstance(made, Mapping):
         raise InputError(f"{given}: the factory returned a {type(made).__name__}: return a module, or tensors by name")
@@ -96,7 +96,7 @@ def _open_factory(given: str, trust_code: bool) -> OpenedModel:
         kind=OpenedKind.FACTORY,
         path=None,
         described=f"factory of weights, {len(made)} tensors",
-        state=lambda: made,
+        state=lambda _progress: made,
     )
 
 

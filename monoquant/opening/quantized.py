@@ -48,8 +48,8 @@ def open_quantized(given: str, file: Path, *, in_folder: bool = False) -> Opened
         kind=OpenedKind.QUANTIZED,
         path=file,
         described=f"{what}, {_told(peek_report(file))}",
-        report=lambda: read_report(file),
-        dequantized_state=lambda: read_dequantized(file),
+        report=lambda progress: read_report(file, progress),
+        dequantized_state=lambda progress: read_dequantized(file, progress),
     )
 
 
@@ -83,7 +83,7 @@ def open_json(given: str, path: Path) -> OpenedModel | None:
         kind=OpenedKind.REPORT,
         path=path,
         described=f"report, {_told(report)}",
-        report=lambda: report,
+        report=lambda _progress: report,
     )
 
 

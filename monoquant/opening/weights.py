@@ -14,6 +14,7 @@ from monoquant.formats import torch_file
 from monoquant.formats.weights_file import TORCH_KINDS, family_in, read_weights
 from monoquant.modules.tensor_holder import hold, require_state
 from monoquant.opening.opened import OpenedKind, OpenedModel
+from monoquant.progress import Progress
 from monoquant.report.table import format_bytes
 from monoquant.streaming.source import TensorSource
 
@@ -38,7 +39,7 @@ def open_weights(given: str, path: Path) -> OpenedModel:
         described=f"{what} of weights, {contents_told(path, shards)}",
         streamable=None if torn else path,
         skeleton=None if torn else lambda: _sketched(path),
-        state=lambda: state_of(path),
+        state=lambda progress: state_of(path, progress),
     )
 
 
@@ -102,17 +103,18 @@ def contents_told(path: Path, shards: Shards) -> str:
         return f"{len(source.tensors)} tensors, {format_bytes(size)} in {files}"
 
 
-def state_of(path: Path) -> Mapping[str, Tensor]:
+def state_of(path: Path, progress: Progress) -> Mapping[str, Tensor]:
     """Tensors by name, and nothing else.
 
     Args:
         path: A file, an index or a folder.
+        progress: Told how much is read.
 
     Raises:
         FileError: When files are missing or damaged.
         InputError: When they hold no state dict.
     """
-    state = read_weights(path)
+    state = read_weights(path, progress)
     require_state(state)
     return state
 

@@ -9,9 +9,10 @@ import attrs
 
 from monoquant.batches import Batches, Forward, check_forward, check_select, require_batches
 from monoquant.context import QuantContext
-from monoquant.data_run import UNWEIGHED, DataRun, Progress
+from monoquant.data_run import UNWEIGHED, DataRun
 from monoquant.errors import ConfigError, quoted
 from monoquant.passes.base import Pass
+from monoquant.progress import Progress
 from monoquant.report import CalibrationFacts
 from monoquant.report.table import format_bytes
 from monoquant.statistics.listening import Listening

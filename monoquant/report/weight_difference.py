@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from monoquant.errors import InputError
 from monoquant.numerics.metrics import Energy, measure
+from monoquant.progress import Progress, untold
 from monoquant.report.plain import to_plain
 from monoquant.report.table import aligned, format_bytes, format_db
 
@@ -154,14 +156,14 @@ def _what(one: TensorDifference) -> str:
 
 
 def compare_weights(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], progress: Callable[[int, int], None] | None = None
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], progress: Progress = untold
 ) -> WeightDifference:
     """Hold the weights of a model against those of another one, tensor by tensor.
 
     Args:
-        before: Tensors by full name, dequantized; what is asked for by name may be read then.
+        before: Tensors by full name, dequantized.
         after: The same of the other model. Tensors of other floating dtypes are compared as numbers.
-        progress: Called as ``progress(tensors, total)``, with the tensors that are done; default: nobody is told.
+        progress: Told the numbers that are compared; default: nobody is told.
 
     Returns:
         Energies of the differences, the first model's tensors being the signal. Tensors of integers and flags are
@@ -170,21 +172,21 @@ def compare_weights(
     Raises:
         InputError: For a tensor without values (meta), or a value that is no tensor.
     """
-    names = dict.fromkeys([*before, *after])
-    found: list[TensorDifference] = []
-    for name in names:
-        found.append(_compare(name, before.get(name), after.get(name)))
-        if progress is not None:
-            progress(len(found), len(names))
-    pooled = Energy()
-    for one in found:
-        if one.energy is not None:
-            pooled += one.energy
+    held = {name: (_hold(name, before.get(name)), _hold(name, after.get(name))) for name in {**before, **after}}
+    numbers = {name: max(math.prod(one.shape) for one in sides if one is not None) for name, sides in held.items()}
+    found, pooled, done, total = [], Energy(), 0, sum(numbers.values())
+    for name, sides in held.items():
+        one = _compare(name, sides, before.get(name), after.get(name))
+        pooled += one.energy or Energy()
+        found.append(one)
+        done += numbers[name]
+        progress(done, total)
     return WeightDifference(tuple(found), pooled)
 
 
-def _compare(name: str, before: Tensor | None, after: Tensor | None) -> TensorDifference:
-    held = _hold(name, before), _hold(name, after)
+def _compare(
+    name: str, held: tuple[Held | None, Held | None], before: Tensor | None, after: Tensor | None
+) -> TensorDifference:
     if before is None or after is None or before.shape != after.shape:
         return TensorDifference(name, *held)
     if not (before.is_floating_point() or after.is_floating_point()) or before.is_complex() or after.is_complex():

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from monoquant.disk.header import Stored
 from monoquant.numerics.matrix_form import MatrixForm
+from monoquant.progress import Progress
 from monoquant.streaming.source import TensorSource
 
 BLOCK_BYTES = 1 << 22
-Progress = Callable[[int, int], None]
 
 
 class BlockReader:

@@ -21,11 +21,12 @@ from monoquant.passes.accuracy_warning import AccuracyWarningPass
 from monoquant.passes.int4_pack import Int4PackPass
 from monoquant.passes.pack import PackPass, underflow
 from monoquant.passes.validation import CODES, RANGE, ValidationPass
+from monoquant.progress import Progress
 from monoquant.quantizer import Quantizer, QuantResult, quantized_weights
 from monoquant.report import QuantizationInfo, QuantReport
 from monoquant.streaming.packing import Facts, WeightPacker, packer_of
 from monoquant.streaming.planning import StreamedWeight, pack_empty, packing_steps, planned
-from monoquant.streaming.reading import BlockReader, Progress
+from monoquant.streaming.reading import BlockReader
 from monoquant.streaming.source import TensorSource
 from monoquant.streaming.target import TensorTarget
 from monoquant.summary import build_report

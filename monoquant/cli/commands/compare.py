@@ -9,7 +9,6 @@ import click
 
 from monoquant.api import Gate
 from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
-from monoquant.cli.meter import Tally
 from monoquant.cli.opening import float_state, opened
 from monoquant.cli.session import Session, command
 from monoquant.cli.tables import verdict
@@ -44,9 +43,8 @@ def compare(
     if max_growth is not None or max_drop is not None:
         raise click.UsageError("--max-drop and --max-growth judge reports: give two that have one, and no --weights")
     before, after = float_state(session, one), float_state(session, other)
-    tally = Tally()
-    with session.stage("comparing weights", tally.look):
-        found = compare_weights(before, after, tally.count)
+    with session.counted("comparing weights") as progress:
+        found = compare_weights(before, after, progress)
     session.streams.show(str(found))
     session.streams.put(weights=found.to_dict())
     return EXIT_FINE

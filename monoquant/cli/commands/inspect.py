@@ -60,8 +60,8 @@ def inspect(session: Session, model: str, reports: tuple[Path, ...]) -> int:
     require_apart("--report", reports, {"the model": found.path})
     streams.put(kind=found.kind.name.lower(), described=found.described)
     if found.kind in (OpenedKind.QUANTIZED, OpenedKind.REPORT):
-        with session.stage(f"reading {model}"):
-            report = found.report()
+        with session.counted(f"reading {model}") as progress:
+            report = found.report(progress)
         streams.show(
             Group(
                 Text(printable(found.described)), Text(), report_view(report, streams.out, everything=session.verbose)

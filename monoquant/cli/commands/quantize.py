@@ -13,7 +13,6 @@ import click
 from monoquant.api import quantize as quantize_model
 from monoquant.api import quantize_file, save
 from monoquant.cli.exits import EXIT_FINE
-from monoquant.cli.meter import Tally
 from monoquant.cli.opening import opened
 from monoquant.cli.planning import completed, inputs_of, require_possible, run_options
 from monoquant.cli.recipe_options import recipe_options
@@ -99,8 +98,9 @@ def _run(
     is_heap = found.streamable is not None and (as_weights or found.kind is OpenedKind.WEIGHTS)
     if is_heap and target.format == FORMAT and (as_weights or not beyond_files(recipe)):
         return _streamed(session, found, target, recipe, plugins)
-    with session.stage(f"reading {found.given}"):
-        source: Any = found.module() if found.can_run and not as_weights else found.state()
+    read = found.module if found.can_run and not as_weights else found.state
+    with session.counted(f"reading {found.given}") as progress:
+        source: Any = read(progress)
     require_possible(session, recipe, source, target, plugins)
     options = run_options(session, recipe, plugins)
     result = quantize_model(source, **options)
@@ -123,13 +123,11 @@ def _write(session: Session, result: QuantResult, target: Target, plugins: Plugi
 def _streamed(
     session: Session, found: OpenedModel, target: Target, recipe: Recipe, plugins: PluginManager
 ) -> QuantReport:
-    tally = Tally()
     # Plugins are loaded already, those of the command line among them.
     options = quantize_file_options(attrs.evolve(recipe, plugins=PluginsTable()))
-    options |= {"plugins": plugins, "recipe": recipe.to_toml(), "progress": tally.count}
-    with session.meter.stage("quantizing", tally.look):
-        source = found.streamable or found.given
-        return quantize_file(source, target.path, **options)
+    with session.counted("quantizing") as progress:
+        options |= {"plugins": plugins, "recipe": recipe.to_toml(), "progress": progress}
+        return quantize_file(found.streamable or found.given, target.path, **options)
 
 
 def _tell(session: Session, report: QuantReport, reports: Sequence[Path], plugins: PluginManager) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from monoquant.api import Gate
 from monoquant.checks import AccuracyGate, SqnrCheck
 from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
-from monoquant.cli.meter import Tally
 from monoquant.cli.opening import float_state, opened
 from monoquant.cli.recipe_options import recipe_options
 from monoquant.cli.session import Session, command
@@ -42,8 +41,8 @@ def validate(session: Session, model: str, original: str | None, recipe: Recipe)
     from the float one as the report says. The findings of the report count as well. Exits with 1 if anything fails.
     """
     found = opened(session, model)
-    with session.stage(f"reading {model}"):
-        report = found.report()
+    with session.counted(f"reading {model}") as progress:
+        report = found.report(progress)
     gate = gate_of(recipe) or Gate()
     findings = [*_judged(report, recipe), *gate.judge(report)]
     if found.kind is OpenedKind.QUANTIZED:
@@ -51,9 +50,8 @@ def validate(session: Session, model: str, original: str | None, recipe: Recipe)
         findings += _not_finite(weights)
         if original is not None:
             source = float_state(session, opened(session, original), weights)
-            tally = Tally()
-            with session.stage("comparing weights", tally.look):
-                difference = compare_weights(source, weights, tally.count)
+            with session.counted("comparing weights") as progress:
+                difference = compare_weights(source, weights, progress)
             findings += _strange(difference, report, original)
     elif original is not None:
         raise click.UsageError(f"{model} is {found.described}, which has no weights: leave ORIGINAL out")
