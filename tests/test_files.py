@@ -313,6 +313,46 @@ def test_a_damaged_report_is_refused(tmp_path: Path, text: str) -> None:
         mq.load_report(tmp_path / "a.json")
 
 
+CONTRADICTIONS = {
+    "matrices": "layer 'up': 2 matrices of 1 packed weights; give one each, or none",
+    "weights": "layer 'up': 1 matrices of 0 packed weights; give one each, or none",
+    "parameters": "not a report that save_report wrote as JSON",
+    "tradeoff": "layer 'up': chosen=1 is none of 1 options; give one",
+}
+
+
+@pytest.mark.parametrize("key", CONTRADICTIONS)
+def test_a_report_that_contradicts_itself_is_refused(tmp_path: Path, key: str) -> None:
+    """Before any form of it is made."""
+    data = mq.quantize({"up.weight": torch.ones(64, 64)}, accuracy_warning="ignore", plugins=False).report.to_dict()
+    layer = data["layers"][0]
+    option = {"scheme": {}, "size": 1}
+    wrong: dict[str, Any] = {
+        "matrices": [[64, 64], [64, 64]],
+        "weights": [],
+        "parameters": 10**400,
+        "tradeoff": {
+            "criterion": "layer",
+            "layers": [{"layer": "up", "weights": 1, "options": [option], "chosen": 1}],
+            "curve": [],
+            "bits_per_weight": 4.0,
+        },
+    }
+    (data if key == "tradeoff" else layer)[key] = wrong[key]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    with pytest.raises(mq.FileError, match=rf"a\.json: .*{re.escape(CONTRADICTIONS[key])}"):
+        mq.load_report(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("end", ["txt", "html", "json"])
+def test_a_report_with_half_a_character_is_written(tmp_path: Path, end: str) -> None:
+    """In every form: JSON can hold what UTF-8 cannot."""
+    report = mq.quantize({"up.weight": torch.ones(64, 64)}, accuracy_warning="ignore", plugins=False).report
+    strange = attrs.evolve(report, layers=(attrs.evolve(report.layers[0], layer="a\ud800"),))
+    mq.save_report(strange, tmp_path / f"a.{end}", plugins=False)
+    assert "ud800" in (tmp_path / f"a.{end}").read_text(encoding="utf-8").lower()
+
+
 def test_a_report_that_is_not_there_is_told(tmp_path: Path) -> None:
     """A file that is missing, or a folder, or a name that no file can have, is no damaged report."""
     for name in ("b.json", "b.safetensors", "b"):

@@ -171,7 +171,7 @@ def save_report(
     target = _as_path(path)
     manager = manager_of(plugins)
     found = _format(format, target, Reporter, manager.reporters(), manager)  # type: ignore[type-abstract]
-    content = _rendered(report, found).encode()
+    content = _rendered(report, found).encode(errors="backslashreplace")  # names may hold halves of characters
     with replacement(target, size=len(content)) as file:
         file.write(content)
 

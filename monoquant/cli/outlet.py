@@ -6,8 +6,9 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any, TextIO, cast
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, TextIO, cast
 
 import attrs
 
@@ -21,14 +22,19 @@ class _Outlet:
         has_results: Whether what cannot be written there, as on a full disk, is an error of the command.
     """
 
-    stream: TextIO
+    stream: IO[Any]
     has_results: bool
 
-    def write(self, text: str) -> int:
+    @property
+    def buffer(self) -> _Outlet:
+        """The same for bytes."""
+        return _Outlet(cast("TextIO", self.stream).buffer, self.has_results)
+
+    def write(self, text: str | bytes) -> int:
         """Write, or do nothing where the reader has left.
 
         Args:
-            text: Any.
+            text: Any; bytes for a buffer.
 
         Returns:
             Characters of the text.
@@ -39,6 +45,18 @@ class _Outlet:
         with self._guarded():
             self.stream.write(text)
         return len(text)
+
+    def writelines(self, lines: Iterable[str | bytes]) -> None:
+        """Write several texts.
+
+        Args:
+            lines: The texts.
+
+        Raises:
+            OSError: As ``write``.
+        """
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         """Hand on what was written.
@@ -76,21 +94,27 @@ class _Outlet:
         return getattr(self.stream, name)
 
 
-def _outlet(stream: TextIO | None, has_results: bool) -> _Outlet:
-    outlet = _Outlet(io.StringIO() if stream is None else stream, has_results)  # None where the shell closed it
-    outlet.settle()  # a library may have warned already, in vain
-    if isinstance(outlet.stream, io.TextIOWrapper):
-        outlet.stream.reconfigure(errors="backslashreplace")  # names may hold what an encoding, as ASCII, does not
-    return outlet
+@contextlib.contextmanager
+def _outlet(given: TextIO | None, has_results: bool) -> Iterator[TextIO]:
+    # None where the shell closed it
+    with contextlib.nullcontext(given) if given is not None else Path(os.devnull).open("w", encoding="utf-8") as stream:
+        outlet = _Outlet(stream, has_results)
+        outlet.settle()  # a library may have warned already, in vain
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what an encoding, as ASCII, does not
+        try:
+            yield cast("TextIO", outlet)
+        finally:
+            outlet.settle()
 
 
 @contextlib.contextmanager
 def outlets() -> Iterator[None]:
     """Put outlets in the place of stdout and stderr, for whoever writes there, and settle them in the end."""
-    out, err = _outlet(sys.stdout, has_results=True), _outlet(sys.stderr, has_results=False)
-    try:
-        with contextlib.redirect_stdout(cast("TextIO", out)), contextlib.redirect_stderr(cast("TextIO", err)):
-            yield
-    finally:
-        out.settle()
-        err.settle()
+    with (
+        _outlet(sys.stdout, has_results=True) as out,
+        _outlet(sys.stderr, has_results=False) as err,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        yield

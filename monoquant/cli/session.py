@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,7 +146,8 @@ def command(function: Callable[..., int]) -> click.Command:
         options = {name: own.pop(name) for name in ("add", "block", "trace")}
         options |= {"discover": not no_plugins, "trace": options["trace"] or None}
         try:
-            with meter.running():
+            # Stdout is for results; what factories and plugins print are none.
+            with redirect_stdout(sys.stderr), meter.running():
                 return function(Session(streams, meter, StageWatcher(meter), trust_code, options), **own)
         finally:
             streams.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,7 +35,9 @@ def parse_json(text: bytes | str) -> Any:
         parts = sum(map(decoded.count, _MARKS))
         if parts > _MOST_PARTS:
             raise ValueError(f"{parts} values in it, where at most {_MOST_PARTS} make sense")
-        return json.loads(decoded, object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(
+            decoded, object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except MemoryError:
@@ -77,4 +80,11 @@ def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} is no number that fits")
+    return number
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if abs(number) > sys.float_info.max:  # sizes are divided, and shares told
+        raise ValueError(f"a number of {len(text)} digits is none that fits")
     return number

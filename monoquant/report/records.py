@@ -7,6 +7,7 @@ from typing import Literal
 import attrs
 import torch
 
+from monoquant.errors import ConfigError
 from monoquant.report.tradeoff import Tradeoff
 from monoquant.values import BUILT_IN, Action, AnyScheme, Finding, Origin
 
@@ -40,6 +41,9 @@ class LayerReport:
         input_rows: Calibration input rows its codes were fitted to; for weights whose rows meet different inputs, such
             as stacked experts, the fewest of all. None where nothing was to be fitted.
         aliases: Further names of the same module.
+
+    Raises:
+        ConfigError: For matrices that are not those of the weights.
     """
 
     layer: str
@@ -56,7 +60,7 @@ class LayerReport:
     remedy: str = ""
     scheme: AnyScheme | None = None
     weights: tuple[str, ...] = ()
-    matrices: tuple[tuple[int, int], ...] = ()
+    matrices: tuple[tuple[int, int], ...] = attrs.field(default=())
     compute: str = ""
     algorithm: str = ""
     weight_sqnr_db: float | None = None
@@ -65,6 +69,12 @@ class LayerReport:
     sample_rows: int = 0
     input_rows: int | None = None
     aliases: tuple[str, ...] = ()
+
+    @matrices.validator
+    def _require_one_per_weight(self, _: object, given: tuple[tuple[int, int], ...]) -> None:
+        if given and len(given) != len(self.weights):  # a plan made none yet
+            counts = f"{len(given)} matrices of {len(self.weights)} packed weights"
+            raise ConfigError(f"layer {self.name!r}: {counts}; give one each, or none")
 
     @property
     def name(self) -> str:

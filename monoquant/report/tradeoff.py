@@ -6,6 +6,7 @@ from typing import Literal
 
 import attrs
 
+from monoquant.errors import ConfigError
 from monoquant.values import AnyScheme
 
 Criterion = Literal["output", "kl", "layer"]
@@ -41,13 +42,21 @@ class LayerTradeoff:
         chosen: Index of the one that was chosen.
         worth: Estimated noise that one more KiB would save, by the best step from the smallest option; None if not
             known.
+
+    Raises:
+        ConfigError: When none of the options was chosen.
     """
 
     layer: str
     weights: int
     options: tuple[SchemeCost, ...]
-    chosen: int
+    chosen: int = attrs.field()
     worth: float | None = None
+
+    @chosen.validator
+    def _require_option(self, _: object, given: int) -> None:
+        if not 0 <= given < len(self.options):
+            raise ConfigError(f"layer {self.layer!r}: chosen={given} is none of {len(self.options)} options; give one")
 
     @property
     def scheme(self) -> AnyScheme:

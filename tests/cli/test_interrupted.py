@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -109,7 +110,8 @@ def buffered() -> dict[str, str]:
 
 def left_by_reader(folder: Path, arguments: tuple[str, ...], redirection: str) -> subprocess.CompletedProcess[str]:
     """A command whose reader has gone before anything is written."""
-    code = "import time, sys, warnings; time.sleep(.5); warnings.warn('a library warns before the command starts'); "
+    code = "import time, sys, warnings; sys.path.insert(0, '.'); time.sleep(.5); "
+    code += "warnings.warn('a library warns before the command starts'); "
     code += "from monoquant.cli import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", code, *arguments, "--no-plugins"]
     pipe = f'"$@" {redirection} | true; exit ${{PIPESTATUS[0]}}'
@@ -198,3 +200,48 @@ def test_names_that_an_encoding_does_not_have(tmp_path: Path) -> None:
     )
     assert found.returncode == 0, found.stderr
     assert "gr\\xf6\\xdfe" in found.stdout
+
+
+CHATTY = """
+import sys
+
+import torch
+from torch import nn
+
+def build():
+    for index in range(20000):
+        print("loading", index)
+        sys.stdout.buffer.write(b"shard\\n")
+    sys.stdout.writelines(["loaded\\n"] * 20000)
+    sys.stdout.flush()
+    sys.stdout.buffer.flush()
+    return nn.Linear(64, 64)
+"""
+PLAN_CHATTY = ("plan", "chatty:build", "--trust-code")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
+@pytest.mark.parametrize("redirection", ["", "2>&1", ">&- 2>&-", "2>/dev/full"])
+def test_code_that_prints_does_not_depend_on_who_listens(tmp_path: Path, redirection: str) -> None:
+    """Text, lines or bytes."""
+    (tmp_path / "chatty.py").write_text(CHATTY)
+    found = left_by_reader(tmp_path, PLAN_CHATTY, redirection)
+    assert found.returncode == 0, found.stderr
+
+
+def test_what_code_prints_is_no_result(tmp_path: Path) -> None:
+    """It goes to stderr, and stdout is one JSON document."""
+    (tmp_path / "chatty.py").write_text(CHATTY)
+    running = start(tmp_path, *PLAN_CHATTY, "--json", "--no-plugins")
+    out, err = running.communicate(timeout=60)
+    assert json.loads(out)["exit_code"] == 0
+    assert "loading 0\n" in err
+    assert "shard\n" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
+def test_wrong_usage_that_an_encoding_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Click writes to the bytes below such a stream."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # whoever writes first finds that nobody reads
+    assert left_by_reader(tmp_path, ("plan", "--größe"), "2>&1").returncode == 2
