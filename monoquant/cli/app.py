@@ -25,7 +25,7 @@ from monoquant.errors import MonoquantError
 
 DEBUG = "MONOQUANT_DEBUG"
 _COMPLETE = "_MONOQUANT_COMPLETE"
-_INTERRUPTED = "interrupted: nothing was written, and what was there is as it was"
+_INTERRUPTED = "interrupted: every file is as it was before, or complete"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

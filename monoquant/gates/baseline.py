@@ -16,6 +16,8 @@ from monoquant.report.records import LayerReport
 from monoquant.values import Finding, Severity
 
 _COMPARED = ("compared", "scheme-changed")
+OF_SIZE = "baseline-size"
+"""What codes of findings on the size begin with."""
 SIZE_UNCOMPARED = ("baseline-size-not-measured", "baseline-size-of-another-model")
 """Codes of findings that say that the size was not judged."""
 NEW_BASELINE = "If that is wanted, write a new baseline."

@@ -192,7 +192,7 @@ def test_ctrl_c_has_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     monkeypatch.setattr("monoquant.cli.commands.demo.run_demo", interrupt)
     assert cli.main(["demo"]) == 130
-    assert capsys.readouterr().err == "monoquant: interrupted: nothing was written, and what was there is as it was\n"
+    assert capsys.readouterr().err == "monoquant: interrupted: every file is as it was before, or complete\n"
 
 
 def test_a_reader_that_leaves_is_no_traceback() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import attrs
@@ -164,6 +165,18 @@ def test_a_limit_of_growth_that_judged_nothing_fails(run: Run, quantized: None) 
     assert told.code == 1
     assert "--max-growth has nothing to judge" in told.out
     assert run("compare", "other.json", "a.json", "--max-drop", "0").code == 0
+
+
+def test_growth_alone_is_no_matter_of_layers(run: Run, quantized: None) -> None:
+    """Also where they cannot be compared, or lost all that there was."""
+    report = mq.load_report("a.json")
+    lost = {"weight_sqnr_db": None, "output_sqnr_db": None}
+    unmeasured = tuple(attrs.evolve(one, **lost) for one in report.layers)
+    exact = tuple(attrs.evolve(one, weight_sqnr_db=math.inf) if one.scheme else one for one in report.layers)
+    for layers in (unmeasured, exact):
+        mq.save_report(attrs.evolve(report, layers=layers), "other.json")
+        assert run("compare", "other.json", "a.json", "--max-growth", "0").code == 0
+        assert run("compare", "other.json", "a.json", "--max-growth", "0", "--max-drop", "1").code == 1
 
 
 def test_inspect_replaces_nothing_that_it_reads(run: Run, quantized: None) -> None:

@@ -12,7 +12,7 @@ from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
 from monoquant.cli.opening import float_state, opened
 from monoquant.cli.session import Session, command
 from monoquant.cli.tables import verdict
-from monoquant.gates.baseline import SIZE_UNCOMPARED, Baseline
+from monoquant.gates.baseline import OF_SIZE, SIZE_UNCOMPARED, Baseline
 from monoquant.opening import OpenedKind
 from monoquant.report import QuantReport, compare_reports, compare_weights
 from monoquant.report.plain import to_plain
@@ -68,7 +68,8 @@ def _compare_reports(
         tolerance_db=_ANYTHING if max_drop is None else max_drop,
         size_tolerance_percent=_ANYTHING if max_growth is None else max_growth,
     )
-    findings = gate.judge(after)
+    # Layers are no matter of growth, also where none of them can be compared.
+    findings = [one for one in gate.judge(after) if max_drop is not None or one.code.startswith(OF_SIZE)]
     if max_growth is not None:  # a limit that judged nothing must not look like one that is kept
         findings = [_failing(one) if one.code in SIZE_UNCOMPARED else one for one in findings]
     failures = gate.failures(findings)
