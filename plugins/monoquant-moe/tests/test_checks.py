@@ -15,8 +15,9 @@ from monoquant_moe import ExpertTokensCheck
 
 GATE = mq.AccuracyGate()
 RECORD = mq.LayerReport(
-    "mlp.experts.0.up_proj", "Linear", (96, 64), 6144, mq.Action.QUANTIZE, "", 1, 1, matrices=((96, 64),), input_rows=63
-)
+    "mlp.experts.0.up_proj", "Linear", (96, 64), 6144, mq.Action.QUANTIZE, "", 1, 1,
+    weights=("weight",), matrices=((96, 64),), input_rows=63,
+)  # fmt: skip
 
 
 class TestContract(WarningCheckConformance):
@@ -55,7 +56,7 @@ def test_stacked_experts_are_known_by_their_class() -> None:
 
 
 def test_the_widest_matrix_counts() -> None:
-    record = attrs.evolve(RECORD, matrices=((96, 64), (64, 96)))
+    record = attrs.evolve(RECORD, weights=("up", "down"), matrices=((96, 64), (64, 96)))
     assert told(attrs.evolve(record, input_rows=95))
     assert not told(attrs.evolve(record, input_rows=96))
 
