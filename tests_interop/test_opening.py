@@ -159,6 +159,14 @@ def test_how_much_transformers_has_loaded_is_told(folder: Path, shown: bool) -> 
     assert told[-1][0] == told[-1][1] > 20
 
 
+def test_transformers_without_a_hook_loads_as_well(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told then."""
+    monkeypatch.delattr(transformers.utils.logging, "set_tqdm_hook")
+    told: list[int] = []
+    assert isinstance(open_model(folder).module(lambda done, _: told.append(done)), nn.Module)
+    assert told == []
+
+
 @pytest.mark.parametrize("command", [("plan",), ("quantize", "-o", "out")])
 def test_weights_that_bring_code_are_refused_by_every_command(
     bert: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: Any

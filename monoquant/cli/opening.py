@@ -9,6 +9,7 @@ from torch import Tensor
 from monoquant.cli.session import Session
 from monoquant.opening import OpenedKind, OpenedModel, open_model
 from monoquant.progress import Progress
+from monoquant.report import QuantReport
 
 
 def opened(session: Session, given: str) -> OpenedModel:
@@ -22,6 +23,17 @@ def opened(session: Session, given: str) -> OpenedModel:
         model = open_model(given, trust_code=session.trust_code)
     session.streams.detail(f"{given}: {model.described}")
     return model
+
+
+def report_of(session: Session, model: OpenedModel) -> QuantReport:
+    """The report of a quantized model, all that its file holds being verified, or of a stored report.
+
+    Args:
+        session: Of the command.
+        model: The opened model.
+    """
+    with session.counted(f"reading {model.given}") as progress:
+        return model.report(progress)
 
 
 def float_state(session: Session, model: OpenedModel, like: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:

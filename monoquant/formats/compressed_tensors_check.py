@@ -23,13 +23,7 @@ _PARTS = ("weight_packed", "weight_scale", "weight_shape")
 def check_folder(
     folder: Path, model: nn.Module, packed: Mapping[str, PackedMatrix], floats: Mapping[str, Tensor]
 ) -> None:
-    """Refuse a folder that readers would take for another model.
-
-    Args:
-        folder: What was written.
-        model: The quantized model.
-        packed: Its packed Linear layers by name.
-        floats: All its other tensors by name.
+    """What :meth:`LinearsExporter.check` is for this format; arguments are as there.
 
     Raises:
         FileError: When codes, scales, shapes, float tensors or config.json are not those of the model.

@@ -28,13 +28,7 @@ _NO_SCHEME = "a float layer"
 def check_folder(
     folder: Path, model: nn.Module, packed: Mapping[str, PackedMatrix], floats: Mapping[str, Tensor]
 ) -> None:
-    """Refuse a folder that readers would take for another model.
-
-    Args:
-        folder: What was written.
-        model: The quantized model.
-        packed: Its packed Linear layers by name.
-        floats: All its other tensors by name.
+    """What :meth:`LinearsExporter.check` is for this format; arguments are as there.
 
     Raises:
         FileError: When codes, zero points, scales, groups, float tensors or config.json are not those of the model.

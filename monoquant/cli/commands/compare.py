@@ -9,7 +9,7 @@ import click
 
 from monoquant.api import Gate
 from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
-from monoquant.cli.opening import float_state, opened
+from monoquant.cli.opening import float_state, opened, report_of
 from monoquant.cli.session import Session, command
 from monoquant.cli.tables import verdict
 from monoquant.gates.baseline import OF_SIZE, SIZE_UNCOMPARED, Baseline
@@ -39,7 +39,9 @@ def compare(
     """
     one, other = opened(session, first), opened(session, second)
     if not weights and one.kind in _WITH_REPORT and other.kind in _WITH_REPORT:
-        return _compare_reports(session, first, one.report(), other.report(), max_drop, max_growth)
+        return _compare_reports(
+            session, first, report_of(session, one), report_of(session, other), max_drop, max_growth
+        )
     if max_growth is not None or max_drop is not None:
         raise click.UsageError("--max-drop and --max-growth judge reports: give two that have one, and no --weights")
     before, after = float_state(session, one), float_state(session, other)

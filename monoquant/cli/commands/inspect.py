@@ -12,7 +12,7 @@ from rich.text import Text
 from torch import nn
 
 from monoquant.cli.exits import EXIT_FINE
-from monoquant.cli.opening import opened
+from monoquant.cli.opening import opened, report_of
 from monoquant.cli.reports import report_option, require_forms, write_reports
 from monoquant.cli.session import Session, command
 from monoquant.cli.streams import printable
@@ -60,8 +60,7 @@ def inspect(session: Session, model: str, reports: tuple[Path, ...]) -> int:
     require_apart("--report", reports, {"the model": found.path})
     streams.put(kind=found.kind.name.lower(), described=found.described)
     if found.kind in (OpenedKind.QUANTIZED, OpenedKind.REPORT):
-        with session.counted(f"reading {model}") as progress:
-            report = found.report(progress)
+        report = report_of(session, found)
         streams.show(
             Group(
                 Text(printable(found.described)), Text(), report_view(report, streams.out, everything=session.verbose)

@@ -12,7 +12,7 @@ from torch import Tensor
 from monoquant.api import Gate
 from monoquant.checks import AccuracyGate, SqnrCheck
 from monoquant.cli.exits import EXIT_FINE, EXIT_GATE
-from monoquant.cli.opening import float_state, opened
+from monoquant.cli.opening import float_state, opened, report_of
 from monoquant.cli.recipe_options import recipe_options
 from monoquant.cli.session import Session, command
 from monoquant.cli.tables import verdict
@@ -41,8 +41,7 @@ def validate(session: Session, model: str, original: str | None, recipe: Recipe)
     from the float one as the report says. The findings of the report count as well. Exits with 1 if anything fails.
     """
     found = opened(session, model)
-    with session.counted(f"reading {model}") as progress:
-        report = found.report(progress)
+    report = report_of(session, found)
     gate = gate_of(recipe) or Gate()
     findings = [*_judged(report, recipe), *gate.judge(report)]
     if found.kind is OpenedKind.QUANTIZED:
